@@ -1,0 +1,37 @@
+"""Diffusion-based visual counterfactual explanations: the library behind the notebook course.
+
+    from cfx_lib import DiME, zoo, worlds
+
+Names are imported when they are first used, so that `import cfx_lib` itself is fast.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_METHODS = {
+    "CFResult": "types",
+    "DiME": "methods.dime",
+    "Noise": "types",
+    "PGD": "methods.baselines",
+    "SelfMask": "methods.masks",
+}
+_MODULES = ("bench", "diffusion", "learn", "methods", "metrics", "train", "worlds", "zoo")
+
+__all__ = [*_METHODS, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _METHODS:
+        value = getattr(import_module(f"{__name__}.{_METHODS[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Measurements: stored results of long runs, and the printed figures of `make bench`."""

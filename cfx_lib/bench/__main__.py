@@ -1,0 +1,92 @@
+"""`python -m cfx_lib.bench`: print the speed figures of this machine (`make bench`).
+
+python -m cfx_lib.bench                      everything; this takes long at the paper's settings
+python -m cfx_lib.bench notebooks inner      some of: dime, inner, notebooks
+python -m cfx_lib.bench inner --images 64    more faces for the comparison of the inner chains
+python -m cfx_lib.bench --save               also keep each table as data/results/bench-NAME.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PARTS = {
+    "dime": "DiME at the paper's settings (60 of 200 steps)",
+    "inner": "the inner chain: cheaper ways to a clean image, against the full one",
+    "notebooks": "wall time of the notebooks",
+}
+
+
+STUDIES = ("dime",)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the parts that were asked for; 1 when a notebook failed, else 0."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["study"]:
+        return study(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m cfx_lib.bench", description="Print the speed figures of this machine."
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--batch", type=int, default=8, help="images in a batch (default 8)")
+    parser.add_argument("--images", type=int, default=16, help="faces for the inner chains (default 16)")
+    parser.add_argument("--save", action="store_true", help="keep each table as data/results/bench-NAME.json")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}; expected any of: {', '.join(PARTS)}")
+    if min(options.batch, options.images) < 1:
+        parser.error("--batch and --images must be at least 1")
+
+    from cfx_lib.bench import results, speed
+
+    makers: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "dime": lambda: speed.dime_at_paper_settings(options.batch),
+        "inner": lambda: speed.inner_chains(options.images, options.batch),
+        "notebooks": speed.notebook_times,
+    }
+    print("this machine: " + ", ".join(f"{name} {value}" for name, value in results.machine().items()))
+    failed = False
+    for part in options.parts or PARTS:
+        print(f"\n{PARTS[part]}", flush=True)
+        rows = []
+        for row in makers[part]():
+            rows.append(row)
+            print(("" if len(rows) == 1 else "\n") + speed.as_text(row), flush=True)
+        failed |= any(row.get("ended", "well") != "well" for row in rows)
+        if options.save:
+            print(f"  kept in {results.save(f'bench-{part}', rows, mode='bench').name}")
+    return int(failed)
+
+
+def study(arguments: list[str]) -> int:
+    """Make the tables of a study, `python -m cfx_lib.bench study NAME`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cfx_lib.bench study",
+        description="Make the tables that a notebook shows in full mode.",
+    )
+    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument(
+        "--only", action="append", metavar="TABLE", help="this table; may be repeated (default: all)"
+    )
+    parser.add_argument("--images", type=int, help="faces for every table (default: each table's own number)")
+    parser.add_argument("--no-save", action="store_true", help="print only, leave data/results/ as it is")
+    options = parser.parse_args(arguments)
+
+    from cfx_lib.bench import dime_study
+
+    unknown = sorted(set(options.only or ()) - set(dime_study.TABLES))
+    if unknown:
+        parser.error(f"no table {unknown[0]!r}; choose from {', '.join(dime_study.TABLES)}")
+    if options.images is not None and options.images < 2:
+        parser.error("--images must be at least 2, a face of either class")
+    dime_study.run(options.only, options.images, not options.no_save)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

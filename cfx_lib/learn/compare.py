@@ -1,0 +1,87 @@
+"""Paper against measured: stored results beside this run, and verdicts that follow from intervals alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cfx_lib.bench import results
+from cfx_lib.metrics import Value
+
+__all__ = ["INCONCLUSIVE", "NOT_REPRODUCED", "REPRODUCED", "all_of", "beside", "less", "near", "stored"]
+
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+
+
+def _ends(value: Value | float) -> tuple[float, float] | None:
+    """Both ends of a value's interval; a number is its own interval; None where nothing was measured."""
+    if isinstance(value, Value):
+        return (value.low, value.high) if value.has_interval else None
+    return (float(value), float(value))
+
+
+def less(a: Value | float | None, b: Value | float | None) -> str:
+    """The verdict on the claim a < b: the intervals must not overlap, else it is inconclusive.
+
+    Two intervals of 95 % that do not touch are stronger evidence than a test at 5 %, so the verdict is careful.
+    """
+    first, second = (None if v is None else _ends(v) for v in (a, b))
+    if first is None or second is None:
+        return INCONCLUSIVE
+    if first[1] < second[0]:
+        return REPRODUCED
+    return NOT_REPRODUCED if first[0] > second[1] else INCONCLUSIVE
+
+
+def near(a: Value | float | None, b: Value | float | None, within: float) -> str:
+    """The verdict on the claim |a - b| <= within: every pair of points of the intervals must obey it, or none."""
+    first, second = (None if v is None else _ends(v) for v in (a, b))
+    if first is None or second is None:
+        return INCONCLUSIVE
+    if max(first[1] - second[0], second[1] - first[0]) <= within:
+        return REPRODUCED
+    gap = max(first[0] - second[1], second[0] - first[1])
+    return NOT_REPRODUCED if gap > within else INCONCLUSIVE
+
+
+def all_of(*verdicts: str) -> str:
+    """The verdict on a claim with several parts: one refuted part refutes it, one open part leaves it open."""
+    if NOT_REPRODUCED in verdicts:
+        return NOT_REPRODUCED
+    return INCONCLUSIVE if INCONCLUSIVE in verdicts or not verdicts else REPRODUCED
+
+
+def stored(name: str) -> list[dict[str, Any]]:
+    """The rows of a stored result, its origin printed; none, and how to make it, where it was not made yet."""
+    try:
+        found = results.load(name)
+    except FileNotFoundError:
+        print(f"data/results/{name}.json is not there: the table shows this run alone.")
+        return []
+    print(f"stored result {name}: {found.origin}")
+    return found.rows
+
+
+def beside(
+    key: str,
+    full: Sequence[Mapping[str, Any]],
+    here: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    paper: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """One table of a stored result and of this run, matched by the text of `key`.
+
+    `columns`: {field: heading}, shown once for each source; `paper`: {field of the stored rows: heading}.
+    """
+    names = list(dict.fromkeys(str(row[key]) for row in (*full, *here)))
+    by_name = [{str(row[key]): row for row in rows} for rows in (full, here)]
+    table = []
+    for name in names:
+        row: dict[str, Any] = {key.replace("_", " "): name}
+        for field, heading in (paper or {}).items():
+            row[heading] = next((rows[name].get(field) for rows in by_name if rows.get(name, {}).get(field)), None)
+        for rows, source in zip(by_name, ("stored", "this run"), strict=True):
+            if rows:
+                row |= {f"{heading}, {source}": rows.get(name, {}).get(field) for field, heading in columns.items()}
+        table.append(row)
+    return table

@@ -1,0 +1,59 @@
+"""Names to models: `zoo.load("personas/ddpm")`, a local folder, or a hub id.
+
+Importing this package is cheap: torch, timm and diffusers are imported when something is first loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cfx_lib.zoo.checksums import data_dir
+    from cfx_lib.zoo.classifiers import (
+        AttributeClassifier,
+        BinaryClassifier,
+        FeatureNet,
+        WrappedClassifier,
+        save_classifier,
+        wrap,
+    )
+    from cfx_lib.zoo.denoiser import Denoiser, save_denoiser
+    from cfx_lib.zoo.registry import load, names
+
+_HOME = {
+    "load": "registry",
+    "names": "registry",
+    "AttributeClassifier": "classifiers",
+    "BinaryClassifier": "classifiers",
+    "FeatureNet": "classifiers",
+    "WrappedClassifier": "classifiers",
+    "save_classifier": "classifiers",
+    "wrap": "classifiers",
+    "Denoiser": "denoiser",
+    "save_denoiser": "denoiser",
+    "data_dir": "checksums",
+}
+__all__ = [
+    "AttributeClassifier",
+    "BinaryClassifier",
+    "Denoiser",
+    "FeatureNet",
+    "WrappedClassifier",
+    "data_dir",
+    "load",
+    "names",
+    "save_classifier",
+    "save_denoiser",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"cfx_lib.zoo.{_HOME[name]}"), name)
+    raise AttributeError(f"cfx_lib.zoo has no {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,188 @@
+"""Names to models. A name is a shipped model, a folder on disk, or a model id on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from cfx_lib.zoo.checksums import data_dir, listed, verify
+from cfx_lib.zoo.files import PICKLES, read_json
+
+__all__ = ["fetch", "kind_of", "load", "names"]
+
+DTYPES = ("fp32", "bf16")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+DENOISER_STEM, CLASSIFIER_STEM = "diffusion_pytorch_model", "model"
+HUB_CONFIGS = ["model_index.json", "config.json", "scheduler_config.json", "unet/*.json", "scheduler/*.json"]
+HUB_STEMS = [f"unet/{DENOISER_STEM}", DENOISER_STEM, CLASSIFIER_STEM]
+
+
+def names() -> list[str]:
+    """The shipped models that are on disk, as `zoo.load` takes them."""
+    root = data_dir() / "weights"
+    folders = {p.parent for file in ("model_index.json", "config.json") for p in root.glob(f"*/*/{file}")}
+    return sorted(folder.relative_to(root).as_posix() for folder in folders)
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: str = "fp32",
+    channels_last: bool = False,
+    device: str = "cpu",
+    compile: bool = False,
+    allow_pickle: bool = False,
+) -> Any:
+    """A trained model by name: `Denoiser`, `AttributeClassifier` or `WrappedClassifier` (K classes).
+
+    `name`: a shipped model ("personas/ddpm", see :func:`names`), a folder, or a hub id ("google/ddpm-celebahq-256",
+    "timm/resnet50.a1_in1k"; taken from the cache when offline). Models take images (N,C,H,W) in [-1,1] and come in
+    eval mode with frozen parameters. `dtype="bf16"` computes in bfloat16 by autocast; inputs and outputs stay
+    float32. `compile` uses torch.compile. Weights are read from safetensors; a legacy pickle needs
+    `allow_pickle=True` and is read with `weights_only=True`. Shipped files are checked against data/SHA256SUMS.
+
+    Raises FileNotFoundError for a model that is not there (nearest names are offered), ValueError for one that is
+    damaged, altered, of another format, or does not fit its configuration.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {DTYPES}.")
+    folder, shown = find(name, allow_pickle)
+    options = {"bf16": dtype == "bf16", "channels_last": channels_last, "compile": compile}
+    if kind_of(folder) == "denoiser":
+        from cfx_lib.zoo.denoiser import load_denoiser as load_kind
+    else:
+        from cfx_lib.zoo.classifiers import load_classifier as load_kind
+    return load_kind(folder, shown, allow_pickle=allow_pickle, **options).eval().to(device)
+
+
+# ---------------------------------------------------------------------------------------------------- finding
+
+
+def find(name: str | os.PathLike[str], allow_pickle: bool = False) -> tuple[Path, str]:
+    """The folder of a model and the name to show for it; a shipped one's files are checked on the way."""
+    given, text = Path(name).expanduser(), os.fspath(name)
+    shipped = sorted({"/".join(path.split("/")[1:3]) for path in _listed() if path.startswith("weights/")})
+    if text in names() or text in shipped:
+        return _shipped(text), text
+    if given.is_dir():
+        return given, given.resolve().name
+    if given.is_file():
+        raise ValueError(_single_file(given))
+    near = difflib.get_close_matches(text, sorted({*names(), *shipped}), 3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    world = text.split("/")[0]
+    own = any(other.split("/")[0] == world for other in {*names(), *shipped, "personas/"})
+    looks_like_path = text.startswith(("/", "./", "../", "~", "data/")) or text.count("/") != 1
+    if own or looks_like_path or not HUB_ID.fullmatch(text):
+        raise FileNotFoundError(
+            f"there is no model {text!r}: expected a shipped name ({', '.join(names()) or 'none is on disk'}), "
+            f"an existing folder, or a hub id such as 'google/ddpm-celebahq-256'.{hint}"
+        )
+    return fetch(text, allow_pickle, hint), text
+
+
+def _listed() -> dict[str, str]:
+    try:
+        return listed()
+    except FileNotFoundError:
+        return {}
+
+
+def _shipped(name: str) -> Path:
+    """Check every file of a shipped model that loading reads."""
+    data = data_dir()
+    folder = data / "weights" / name
+    wanted = {p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", *PICKLES)}
+    wanted |= {
+        data / p
+        for p in _listed()
+        if p.startswith(f"weights/{name}/") and p.endswith((".json", ".safetensors"))
+    }
+    for path in sorted(p for p in wanted if not p.name.startswith(".")):
+        verify(path)
+    return folder
+
+
+def _single_file(path: Path) -> str:
+    if path.suffix in PICKLES:
+        return (
+            f"{path} is a single pickle file without a configuration; expected a folder. For weights in OpenAI's format "
+            "build the network with cfx_lib.zoo.adm.unet_from_openai(state_dict, config)."
+        )
+    return f"{path} is a file; expected the folder that holds the model's configuration and weights."
+
+
+def kind_of(folder: Path) -> str:
+    """What a folder holds: "denoiser" or "classifier". Raises ValueError for anything else."""
+    index = folder / "model_index.json"
+    if index.is_file():
+        pipeline = read_json(index).get("_class_name")
+        if (
+            pipeline in ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
+            or (folder / "config.json").is_file()
+        ):
+            return "denoiser"
+        raise ValueError(
+            f"{folder} holds a {pipeline}; zoo.load takes a DDPMPipeline or DDIMPipeline (an unconditional "
+            "pixel-space denoiser) or a timm classifier. Load it with diffusers and pass its parts on."
+        )
+    if (folder / "unet" / "config.json").is_file():
+        return "denoiser"
+    if not (folder / "config.json").is_file():
+        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise FileNotFoundError(
+            f"{folder} is not a model folder (it holds {inside}); expected model_index.json (a diffusers pipeline), "
+            "or config.json with weights (a UNet2DModel or a timm classifier)."
+        )
+    config = read_json(folder / "config.json")
+    if config.get("_class_name") == "UNet2DModel":
+        return "denoiser"
+    if "architecture" in config:
+        return "classifier"
+    found = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "an unknown model"
+    raise ValueError(
+        f'{folder / "config.json"} describes {found}; expected a UNet2DModel or a timm classifier ("architecture"). '
+        "Load other classifiers yourself and pass them to zoo.wrap(model, num_classes)."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- the hub
+
+
+def fetch(hub_id: str, allow_pickle: bool = False, hint: str = "") -> Path:
+    """The local folder of a hub model: configurations first, then only the weights that are needed.
+
+    Works offline from the hub's cache. Raises FileNotFoundError when the model is neither there nor reachable.
+    """
+    from huggingface_hub import snapshot_download
+
+    def download(patterns: list[str]) -> Path:
+        try:
+            return Path(snapshot_download(hub_id, allow_patterns=patterns))
+        except Exception as error:  # the hub client raises many kinds: HTTP, connection, validation, cache
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise FileNotFoundError(
+                f"{hub_id!r} is not a shipped model, not a folder, not in the hub's cache, and could not be downloaded "
+                f"({type(error).__name__}: {reason}). Check the name and the network, or give a local folder.{hint}"
+            ) from error
+
+    folder = download(HUB_CONFIGS)
+    kind_of(folder)  # refuse other formats before downloading gigabytes
+    suffixes = [".safetensors", ".fp16.safetensors"] + ([".bin"] if allow_pickle else [])
+    for suffix in suffixes:
+        if not _weights_in(folder):
+            stems = [*HUB_STEMS, "pytorch_model"] if suffix == ".bin" else HUB_STEMS
+            folder = download([*HUB_CONFIGS, *(stem + suffix for stem in stems)])
+    if not _weights_in(folder) and not allow_pickle:
+        raise FileNotFoundError(
+            f"{hub_id!r} has no safetensors weights; it may have a legacy pickle. Pass allow_pickle=True if you trust "
+            "its source (it is then read with weights_only=True)."
+        )
+    return folder
+
+
+def _weights_in(folder: Path) -> bool:
+    return any(p.suffix in (".safetensors", *PICKLES) for p in folder.rglob("*"))

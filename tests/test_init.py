@@ -1,0 +1,26 @@
+"""The package itself: what it exports, and that importing it is fast."""
+
+import subprocess
+import sys
+
+import pytest
+
+import cfx_lib
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, cfx_lib; print([m for m in ('torch', 'diffusers', 'timm', 'numpy') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_names_of_the_package():
+    from cfx_lib import PGD, DiME
+
+    assert (DiME.__module__, PGD.__module__) == ("cfx_lib.methods.dime", "cfx_lib.methods.baselines")
+    assert {"DiME", "PGD", "zoo", "worlds", "metrics"} <= set(dir(cfx_lib))
+    assert all(hasattr(cfx_lib, name) for name in ("zoo", "worlds", "metrics", "diffusion"))
+    with pytest.raises(AttributeError, match="has no attribute 'Dime'"):
+        _ = cfx_lib.Dime
