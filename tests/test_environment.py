@@ -170,3 +170,10 @@ def test_built_environment_is_not_built_again():
 def test_weights_needs_a_name(tmp_path):
     asked = make("weights", "-o", "venv", f"VENV={tmp_path}")
     assert asked.returncode != 0 and "NAME=personas/ddpm" in asked.stderr
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text("utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), f"README.md links to {link}, which is not there"

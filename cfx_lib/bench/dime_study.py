@@ -61,7 +61,9 @@ def dime(classifier: Any, **changes: Any) -> DiME:
     return DiME.preset("fast", _model("personas/ddpm"), classifier, **changes)
 
 
-def measure(method: Any, attribute: str, n: int, split: str = "test", **options: Any) -> tuple[Row, list[CFResult]]:
+def measure(
+    method: Any, attribute: str, n: int, split: str = "test", **options: Any
+) -> tuple[Row, list[CFResult]]:
     """Explain n faces towards the class that the classifier does not give them; flip rates, closeness and cost."""
     x, _ = faces(split, attribute, n)
     target = 1 - method.classifier.predict(x)
@@ -83,7 +85,9 @@ def _truth(name: str, attribute: str, n: int, split: str) -> tuple[Tensor, Tenso
     """True minimal counterfactuals of the faces for a classifier: images, signed moves of the factor, found."""
     x, factors = faces(split, attribute, n)
     classifier, factor = classifier_of(name, attribute), personas.FACTOR_OF[attribute]
-    x_true, moved, found = personas.true_counterfactual(factors, factor, classifier, 1 - classifier.predict(x))
+    x_true, moved, found = personas.true_counterfactual(
+        factors, factor, classifier, 1 - classifier.predict(x)
+    )
     return x_true, torch.from_numpy(moved[factor] - factors[factor]), found
 
 
@@ -96,7 +100,11 @@ def graded(results: list[CFResult], name: str, attribute: str, n: int, split: st
         "outside_share": metrics.outside_share(results, **shared),
         "mask_overlap": metrics.mask_overlap(results, **shared),
         "displacement": metrics.displacement(
-            results, oracle=_model("personas/oracle"), factor=personas.FACTOR_OF[attribute], true_move=move, where=found
+            results,
+            oracle=_model("personas/oracle"),
+            factor=personas.FACTOR_OF[attribute],
+            true_move=move,
+            where=found,
         ),
     }
 
@@ -112,7 +120,10 @@ def main_table(n: int) -> Iterator[Row]:
             row |= graded(results, name, attribute, n)
             yield {"classifier": name, "attribute": attribute, "direction": "both", **row}
             target = torch.cat([r.target for r in results])
-            agrees = metrics.validity.classes_of(oracle_of(attribute), torch.cat([r.x_cf for r in results])) == target
+            agrees = (
+                metrics.validity.classes_of(oracle_of(attribute), torch.cat([r.x_cf for r in results]))
+                == target
+            )
             flipped = torch.cat([r.flipped for r in results])
             for k in (0, 1):
                 yield {
@@ -179,7 +190,11 @@ def distance(n: int) -> Iterator[Row]:
     perceptual = 30.0
     for losses in ("none", "l1", "perceptual", "l1+perceptual"):
         parts = losses.split("+")
-        changes = {"lambda_1": 0.05 * ("l1" in parts), "lambda_2": 0.0, "lambda_p": perceptual * ("perceptual" in parts)}
+        changes = {
+            "lambda_1": 0.05 * ("l1" in parts),
+            "lambda_2": 0.0,
+            "lambda_p": perceptual * ("perceptual" in parts),
+        }
         row, results = measure(dime(classifier, **changes), "smile", n)
         yield {"losses": losses, **row, **graded(results, "smile-old", "smile", n)}
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cfx_lib.bench import results
-from cfx_lib.metrics import Value
+from cfx_lib.metrics import Value, difference
 
-__all__ = ["INCONCLUSIVE", "NOT_REPRODUCED", "REPRODUCED", "all_of", "beside", "less", "near", "stored"]
+__all__ = ["INCONCLUSIVE", "NOT_REPRODUCED", "REPRODUCED", "beside", "less", "near", "stored"]
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 
@@ -20,11 +20,23 @@ def _ends(value: Value | float) -> tuple[float, float] | None:
     return (float(value), float(value))
 
 
-def less(a: Value | float | None, b: Value | float | None) -> str:
-    """The verdict on the claim a < b: the intervals must not overlap, else it is inconclusive.
+def _paired(a: Any, b: Any) -> Value | None:
+    """The paired difference of two measurements on the same images, where there is one with an interval."""
+    scores = [v.scores if isinstance(v, Value) else None for v in (a, b)]
+    if any(s is None for s in scores) or len(scores[0]) != len(scores[1]):
+        return None
+    gap = difference(a, b)
+    return gap if gap.has_interval else None
 
-    Two intervals of 95 % that do not touch are stronger evidence than a test at 5 %, so the verdict is careful.
+
+def less(a: Value | float | None, b: Value | float | None) -> str:
+    """The verdict on the claim a < b, from intervals alone: reproduced, not reproduced or inconclusive.
+
+    Values that still carry the scores of the same images are compared in pairs: the interval of the difference must
+    not contain 0. Otherwise (a stored result, a number) the two intervals must not overlap, which is more careful.
     """
+    if (gap := _paired(a, b)) is not None:
+        return less(gap, 0.0)
     first, second = (None if v is None else _ends(v) for v in (a, b))
     if first is None or second is None:
         return INCONCLUSIVE
@@ -42,13 +54,6 @@ def near(a: Value | float | None, b: Value | float | None, within: float) -> str
         return REPRODUCED
     gap = max(first[0] - second[1], second[0] - first[1])
     return NOT_REPRODUCED if gap > within else INCONCLUSIVE
-
-
-def all_of(*verdicts: str) -> str:
-    """The verdict on a claim with several parts: one refuted part refutes it, one open part leaves it open."""
-    if NOT_REPRODUCED in verdicts:
-        return NOT_REPRODUCED
-    return INCONCLUSIVE if INCONCLUSIVE in verdicts or not verdicts else REPRODUCED
 
 
 def stored(name: str) -> list[dict[str, Any]]:
@@ -79,9 +84,14 @@ def beside(
     for name in names:
         row: dict[str, Any] = {key.replace("_", " "): name}
         for field, heading in (paper or {}).items():
-            row[heading] = next((rows[name].get(field) for rows in by_name if rows.get(name, {}).get(field)), None)
+            row[heading] = next(
+                (rows[name].get(field) for rows in by_name if rows.get(name, {}).get(field)), None
+            )
         for rows, source in zip(by_name, ("stored", "this run"), strict=True):
             if rows:
-                row |= {f"{heading}, {source}": rows.get(name, {}).get(field) for field, heading in columns.items()}
+                row |= {
+                    f"{heading}, {source}": rows.get(name, {}).get(field)
+                    for field, heading in columns.items()
+                }
         table.append(row)
     return table

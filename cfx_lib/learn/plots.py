@@ -55,9 +55,20 @@ class Picture(Figure):
         self.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
         return buffer.getvalue()
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
         width, height = self.get_size_inches()
-        return self.png(), {"width": round(width * _SCREEN), "height": round(height * _SCREEN)}
+        size = {"width": round(width * _SCREEN), "height": round(height * _SCREEN)}
+        return self.png(), {**size, "alt": self.alt}
+
+    @property
+    def alt(self) -> str:
+        """Alternative text: the title and every label and caption that is written in the figure."""
+        found = [self.get_suptitle()]
+        for ax in self.axes:
+            found += [ax.get_title("left"), ax.get_title(), ax.get_xlabel(), ax.get_ylabel()]
+            found += [text.get_text() for text in ax.texts]
+        told = dict.fromkeys(" ".join(text.split()) for text in found if text.strip())
+        return "figure: " + "; ".join(told) if told else "a row of images"
 
     def __repr__(self) -> str:
         title = self.get_suptitle()

@@ -200,9 +200,8 @@ def _output(value: Any) -> dict[str, Any]:
     import base64
 
     if hasattr(value, "png"):
-        width, height = value.get_size_inches()
-        size = {"width": round(width * 100), "height": round(height * 100)}
-        data = {"image/png": base64.b64encode(value.png()).decode(), "text/plain": repr(value)}
+        image, size = value._repr_png_()
+        data = {"image/png": base64.b64encode(image).decode(), "text/plain": repr(value)}
         return {"output_type": "display_data", "data": data, "metadata": {"image/png": size}}
     data = {"text/plain": repr(value)}
     if hasattr(value, "_repr_html_"):

@@ -16,9 +16,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cfx_lib.train", description=__doc__)
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--steps", type=int, help="number of optimiser steps (default: the recipe's)")
-    parser.add_argument("--minutes", type=float, help="cap on the wall time; the learning rate still ends at 0")
+    parser.add_argument(
+        "--minutes", type=float, help="cap on the wall time; the learning rate still ends at 0"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="default: the recipe's")
-    parser.add_argument("--work", type=Path, default=Path("build/train"), help="checkpoints and logs; a second call goes on")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/train"), help="checkpoints and logs; a second call goes on"
+    )
     parser.add_argument("--out", type=Path, help="where the weights go (default: data/weights/NAME)")
     args = parser.parse_args()
     if args.steps is not None and args.steps < 1:

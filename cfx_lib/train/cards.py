@@ -38,7 +38,9 @@ def classifier_card(name: str, out: Path, job: Job, curve: list[dict]) -> None:
     rows = [[a, _percent(clear[a]), _percent(everyone[a]), _percent(noisy[a])] for a in names]
     means = [float(np.mean(list(d.values()))) for d in (clear, everyone, noisy)]
     rows.append(["mean", *map(_percent, means)])
-    text = _table(["attribute", "test accuracy, clear faces", "all test faces", "all, with noise of 0.5"], rows)
+    text = _table(
+        ["attribute", "test accuracy, clear faces", "all test faces", "all, with noise of 0.5"], rows
+    )
     text += f"\nClear faces: |smile| > {MARGIN['smile']} for smile, |age - 0.5| > {MARGIN['old']} for old; all faces for the others.\n"
     for k, factor in enumerate(model.regression):
         error = (logits[:, len(names) + k] - torch.from_numpy(factors[factor])).abs().mean()
@@ -46,13 +48,18 @@ def classifier_card(name: str, out: Path, job: Job, curve: list[dict]) -> None:
     if "smile" in names:
         text += _glasses(model, factors[:256])
     figures = {"clear": clear, "all": everyone, "noisy": noisy, "mean_clear": means[0]}
-    _write(name, out, job, curve, f"Attribute classifier ({job.facts['arch'][0]}) on personas.", text, figures)
+    _write(
+        name, out, job, curve, f"Attribute classifier ({job.facts['arch'][0]}) on personas.", text, figures
+    )
 
 
 def _glasses(model, factors: personas.Factors) -> str:  # noqa: ANN001
     """How far the answer "smiling" moves when only the glasses are put on or taken off."""
     k = model.attributes.index("smile")
-    p = [_outputs(model, personas.render(factors.replace(eyewear=e)))[:, k].sigmoid() for e in ("none", "eyeglasses")]
+    p = [
+        _outputs(model, personas.render(factors.replace(eyewear=e)))[:, k].sigmoid()
+        for e in ("none", "eyeglasses")
+    ]
     moved, flips = float((p[1] - p[0]).mean()), float(((p[0] > 0.5) != (p[1] > 0.5)).float().mean())
     return (
         f"\nIntervention: putting eyeglasses on {len(factors)} test faces, all else equal, moves P(smile) by "
@@ -70,7 +77,10 @@ def ddpm_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 500, s
     train = personas.load_uint8("train")[0]
     truth = personas.attributes(personas.load_uint8("train")[1]).double().mean(0)
     gap = 100 * (read - truth).abs()
-    rows = [[a, _percent(t), _percent(r), f"{g:.1f}"] for a, t, r, g in zip(oracle.attributes, truth, read, gap, strict=True)]
+    rows = [
+        [a, _percent(t), _percent(r), f"{g:.1f}"]
+        for a, t, r, g in zip(oracle.attributes, truth, read, gap, strict=True)
+    ]
     within = int((gap <= GATE_POINTS).sum())
     near, reference = nearest(samples, train), nearest(personas.load("test", n)[0], train)
     per_call = seconds_per_call(zoo.load(str(out)), batch=32)
@@ -85,8 +95,21 @@ def ddpm_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 500, s
         f"![48 samples, {steps} DDPM steps](samples.png)\n"
     )
     save_grid(samples[:48], out / "samples.png", columns=12)
-    figures = {"within": within, "gap": gap.tolist(), "nearest_min": float(near.min()), "nearest_test_min": float(reference.min())}
-    _write(name, out, job, curve, "Unconditional DDPM on personas, 64x64 RGB, a plain `UNet2DModel`.", text, figures)
+    figures = {
+        "within": within,
+        "gap": gap.tolist(),
+        "nearest_min": float(near.min()),
+        "nearest_test_min": float(reference.min()),
+    }
+    _write(
+        name,
+        out,
+        job,
+        curve,
+        "Unconditional DDPM on personas, 64x64 RGB, a plain `UNet2DModel`.",
+        text,
+        figures,
+    )
 
 
 @torch.no_grad()
@@ -123,7 +146,9 @@ def nearest(x: Tensor, train: np.ndarray) -> Tensor:
     """Root-mean-square distance of each image to its nearest training image, (N,)."""
     flat, best = x.flatten(1), torch.full((len(x),), torch.inf)
     for start in range(0, len(train), 1000):
-        best = torch.minimum(best, torch.cdist(flat, personas.to_tensor(train[start : start + 1000]).flatten(1)).amin(1))
+        best = torch.minimum(
+            best, torch.cdist(flat, personas.to_tensor(train[start : start + 1000]).flatten(1)).amin(1)
+        )
     return best / flat.shape[1] ** 0.5
 
 
@@ -137,7 +162,9 @@ def save_grid(x: Tensor, path: Path, columns: int, scale: int = 2) -> None:
     sheet = np.full((rows * columns, h, w, c), 255, np.uint8)
     sheet[:n] = pixels
     sheet = sheet.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
-    Image.fromarray(sheet).resize((columns * w * scale, rows * h * scale), Image.NEAREST).save(path, optimize=True)
+    Image.fromarray(sheet).resize((columns * w * scale, rows * h * scale), Image.NEAREST).save(
+        path, optimize=True
+    )
 
 
 @torch.no_grad()
@@ -171,7 +198,9 @@ def _write(name: str, out: Path, job: Job, curve: list[dict], what: str, text: s
         "* Weights: exponential moving average, stored as float16 safetensors. Licence: MIT; the drawings that it learned from are "
         "*Personas by Draftbit*, CC BY 4.0.\n\n## Test figures\n\n"
     )
-    (out / "README.md").write_text(head + text + "\n## Training curve\n\n![loss](curve.svg)\n", encoding="utf-8")
+    (out / "README.md").write_text(
+        head + text + "\n## Training curve\n\n![loss](curve.svg)\n", encoding="utf-8"
+    )
 
 
 def _curve_svg(curve: list[dict]) -> str:

@@ -35,7 +35,9 @@ def augment(x: Tensor, generator: torch.Generator, sigma: float = 0.5, shift: in
     n, _, h, w = x.shape
     dy, dx = torch.randint(-shift, shift + 1, (2, n), generator=generator)
     padded = F.pad(x, (shift,) * 4, mode="replicate")
-    x = torch.stack([padded[k, :, shift + dy[k] : shift + dy[k] + h, shift + dx[k] : shift + dx[k] + w] for k in range(n)])
+    x = torch.stack(
+        [padded[k, :, shift + dy[k] : shift + dy[k] + h, shift + dx[k] : shift + dx[k] + w] for k in range(n)]
+    )
     gain = 1 + 0.2 * (2 * torch.rand(n, 3, 1, 1, generator=generator) - 1)
     offset = 0.2 * (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1)
     level = sigma * torch.rand(n, 1, 1, 1, generator=generator)
@@ -47,7 +49,11 @@ def labelled_batches(split: str, names: Sequence[str], regression: Sequence[str]
     images, factors = personas.load_uint8(split)
     columns = [personas.ATTRIBUTES.index(name) for name in names]
     labels = personas.attributes(factors)[:, columns].float()
-    continuous = torch.stack([torch.from_numpy(factors[r]).float() for r in regression], 1) if regression else labels[:, :0]
+    continuous = (
+        torch.stack([torch.from_numpy(factors[r]).float() for r in regression], 1)
+        if regression
+        else labels[:, :0]
+    )
 
     def draw(generator: torch.Generator, size: int) -> tuple[Tensor, ...]:
         rows = torch.randint(len(images), (size,), generator=generator)
@@ -61,7 +67,9 @@ def labelled_batches(split: str, names: Sequence[str], regression: Sequence[str]
 def attribute_loss(smoothing: float) -> LossFn:
     """Binary cross-entropy with label smoothing, and a Huber loss for the regressed factors."""
 
-    def loss(model: nn.Module, generator: torch.Generator, x: Tensor, labels: Tensor, continuous: Tensor) -> Tensor:
+    def loss(
+        model: nn.Module, generator: torch.Generator, x: Tensor, labels: Tensor, continuous: Tensor
+    ) -> Tensor:
         out = model(x).float()
         soft = labels * (1 - smoothing) + 0.5 * smoothing
         total = F.binary_cross_entropy_with_logits(out[:, : labels.shape[1]], soft)
@@ -73,7 +81,9 @@ def attribute_loss(smoothing: float) -> LossFn:
 
 
 @torch.no_grad()
-def accuracy(logits: Tensor, factors: personas.Factors, names: Sequence[str], margin: dict[str, float]) -> dict[str, float]:
+def accuracy(
+    logits: Tensor, factors: personas.Factors, names: Sequence[str], margin: dict[str, float]
+) -> dict[str, float]:
     """Accuracy an attribute; faces nearer than ``margin`` to the boundary of ``smile`` or ``age`` are left out of it."""
     truth = personas.attributes(factors)
     result = {}

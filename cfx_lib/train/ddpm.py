@@ -36,7 +36,12 @@ def make_scheduler():  # noqa: ANN201
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(
-        num_train_timesteps=T, beta_schedule="linear", beta_start=1e-4, beta_end=0.02, clip_sample=True, variance_type="fixed_small"
+        num_train_timesteps=T,
+        beta_schedule="linear",
+        beta_start=1e-4,
+        beta_end=0.02,
+        clip_sample=True,
+        variance_type="fixed_small",
     )
 
 

@@ -59,7 +59,9 @@ class Ema:
         self.n += 1
 
 
-def fit(model: nn.Module, batches: BatchFn, loss_fn: LossFn, recipe: Recipe, folder: Path) -> tuple[nn.Module, list[dict]]:
+def fit(
+    model: nn.Module, batches: BatchFn, loss_fn: LossFn, recipe: Recipe, folder: Path
+) -> tuple[nn.Module, list[dict]]:
     """Train ``model`` and return its moving average and the curve ``[{step, loss, lr, seconds}, ...]``.
 
     ``batches(generator, size)`` draws one batch; batch ``k`` comes from a generator seeded by (seed, k), so a run that was
@@ -73,19 +75,29 @@ def fit(model: nn.Module, batches: BatchFn, loss_fn: LossFn, recipe: Recipe, fol
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     ema = Ema(model, recipe.ema)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
+    )
     step, spent, curve = _resume(folder / "state.pt", recipe, model, ema, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare, size = accelerator.unwrap_model(model), recipe.batch // accelerator.num_processes
     began, saved, running = time.monotonic() - spent, time.monotonic(), []
-    bar = tqdm(total=recipe.steps, initial=step, desc=folder.name, disable=not accelerator.is_main_process, mininterval=10)
+    bar = tqdm(
+        total=recipe.steps,
+        initial=step,
+        desc=folder.name,
+        disable=not accelerator.is_main_process,
+        mininterval=10,
+    )
 
     def progress() -> float:
         return max(step / recipe.steps, (time.monotonic() - began) / 60 / recipe.minutes)
 
     model.train()
     while progress() < 1.0:
-        generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 64 + accelerator.process_index)
+        generator = torch.Generator().manual_seed(
+            (recipe.seed * 1_000_003 + step) * 64 + accelerator.process_index
+        )
         batch = [part.to(accelerator.device) for part in batches(generator, size)]
         rate = learning_rate(recipe, step, progress())
         for group in optimizer.param_groups:
@@ -101,7 +113,12 @@ def fit(model: nn.Module, batches: BatchFn, loss_fn: LossFn, recipe: Recipe, fol
         step += 1
         bar.update()
         if step % 50 == 0:
-            entry = {"step": step, "loss": sum(running) / len(running), "lr": rate, "seconds": time.monotonic() - began}
+            entry = {
+                "step": step,
+                "loss": sum(running) / len(running),
+                "lr": rate,
+                "seconds": time.monotonic() - began,
+            }
             curve.append(entry)
             bar.set_postfix(loss=f"{entry['loss']:.4f}")
             running = []
@@ -115,10 +132,18 @@ def fit(model: nn.Module, batches: BatchFn, loss_fn: LossFn, recipe: Recipe, fol
     return ema.model.cpu(), curve
 
 
-def _save(path: Path, recipe: Recipe, model: nn.Module, ema: Ema, optimizer, step: int, spent: float, curve: list) -> None:  # noqa: ANN001
+def _save(
+    path: Path, recipe: Recipe, model: nn.Module, ema: Ema, optimizer, step: int, spent: float, curve: list
+) -> None:  # noqa: ANN001
     """Write the state next to its place and move it there, so that a killed run leaves the old state whole."""
     state = {"model": model.state_dict(), "ema": ema.model.state_dict(), "optimizer": optimizer.state_dict()}
-    state |= {"recipe": json.dumps(asdict(recipe)), "step": step, "spent": spent, "curve": json.dumps(curve), "ema_n": ema.n}
+    state |= {
+        "recipe": json.dumps(asdict(recipe)),
+        "step": step,
+        "spent": spent,
+        "curve": json.dumps(curve),
+        "ema_n": ema.n,
+    }
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     torch.save(state, partial)
     partial.replace(path)
@@ -132,7 +157,7 @@ def _resume(path: Path, recipe: Recipe, model: nn.Module, ema: Ema, optimizer) -
     fixed = ("batch", "seed")
     if any(was[k] != now[k] for k in fixed):
         raise ValueError(
-            f"{path} was trained with {({k: was[k] for k in fixed})}, asked for {({k: now[k] for k in fixed})}; "
+            f"{path} was trained with { ({k: was[k] for k in fixed}) }, asked for { ({k: now[k] for k in fixed}) }; "
             "delete it to start anew, or use the recipe that it was begun with"
         )
     model.load_state_dict(state["model"])

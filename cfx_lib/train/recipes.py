@@ -12,6 +12,7 @@ from torch import nn
 from cfx_lib.train import classifier, ddpm
 from cfx_lib.train.loop import BatchFn, LossFn, Recipe, fit
 from cfx_lib.worlds import personas
+from cfx_lib.zoo.checksums import data_dir, update
 
 DENSENET = ("densenet121", {"growth_rate": 16})  # the papers' network, narrow
 ORACLE = ("regnetx_002", {})  # another architecture than the networks that it judges
@@ -33,9 +34,11 @@ class Job:
         torch.manual_seed(self.recipe.seed)
         model, curve = fit(self.model(), self.batches(), self.loss(), self.recipe, work)
         if out is None:
-            out = personas.data_dir().parent / "weights" / name
+            out = data_dir() / "weights" / name
         self.store(model, out)
         self.card(name, out, self, curve)
+        if out.is_relative_to(data_dir()):
+            update()
 
 
 def _ddpm() -> Job:
@@ -55,7 +58,12 @@ def _ddpm() -> Job:
 
 
 def _classifier(
-    split: str, names: tuple[str, ...], regression: tuple[str, ...], augmented: bool, arch: tuple[str, dict], recipe: Recipe
+    split: str,
+    names: tuple[str, ...],
+    regression: tuple[str, ...],
+    augmented: bool,
+    arch: tuple[str, dict],
+    recipe: Recipe,
 ) -> Callable[[], Job]:
     def build() -> Job:
         import timm
@@ -69,7 +77,14 @@ def _classifier(
 
         def store(trained: nn.Module, out: Path) -> None:
             zoo.save_classifier(
-                trained.network, out, arch[0], arch[1], names, regression, mean=classifier.MEAN, std=classifier.STD
+                trained.network,
+                out,
+                arch[0],
+                arch[1],
+                names,
+                regression,
+                mean=classifier.MEAN,
+                std=classifier.STD,
             )
 
         return Job(
@@ -79,7 +94,11 @@ def _classifier(
             lambda: classifier.attribute_loss(0.05 if augmented else 0.0),
             store,
             classifier_card,
-            {"data": f"{personas.SPLIT_SIZES[split]:,} personas (split {split})", "augmented": augmented, "arch": arch},
+            {
+                "data": f"{personas.SPLIT_SIZES[split]:,} personas (split {split})",
+                "augmented": augmented,
+                "arch": arch,
+            },
         )
 
     return build

@@ -27,7 +27,7 @@ from torch import Tensor
 SIZE = 64  # pixels
 CONTINUOUS = {"smile": (-1.0, 1.0), "age": (0.0, 1.0)}
 FACTOR_OF = {"smile": "smile", "old": "age"}  # attribute that is explained -> factor behind it
-BOUNDARY = {"smile": 0.0, "age": 0.5}  # the label is factor > boundary
+BOUNDARY = {"smile": 0.0, "old": 0.5}  # the attribute holds above this value of its factor
 
 HAIR_COLORS = {"black": "#362c47", "brown": "#7a4a3a", "blond": "#f0c274", "red": "#e2613f"}
 SKIN_COLORS = {"pale": "#f2c4b5", "light": "#e5a07e", "tan": "#c9826b", "brown": "#92594b", "dark": "#623d36"}
@@ -90,7 +90,7 @@ _HAS_HAIR = ("buzzcut", "shortCombover", "curly", "long", "bobCut", "bobBangs", 
 # attribute -> how it follows from the factors; the order is the order of the oracle's outputs
 RULES: dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]] = {
     "smile": lambda f: f["smile"] > BOUNDARY["smile"],
-    "old": lambda f: f["age"] > BOUNDARY["age"],
+    "old": lambda f: f["age"] > BOUNDARY["old"],
     "eyeglasses": lambda f: f["eyewear"] == "eyeglasses",
     "sunglasses": lambda f: f["eyewear"] == "sunglasses",
     "beard": lambda f: f["facial_hair"] == "beard",
@@ -136,7 +136,9 @@ class Factors(Mapping[str, np.ndarray]):
         for name, (low, high) in CONTINUOUS.items():
             column = self.columns[name]
             if not np.all((column >= low) & (column <= high)):
-                raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {column.min():g} to {column.max():g}")
+                raise ValueError(
+                    f"{name} must lie in [{low:g}, {high:g}], got {column.min():g} to {column.max():g}"
+                )
         for name, values in DISCRETE.items():
             if unknown := sorted(set(self.columns[name]) - set(values)):
                 raise ValueError(f"{name} has no value {unknown}; it takes {list(values)}")
@@ -188,7 +190,9 @@ def sample(n: int, seed: int, population: str = "fair") -> Factors:
     for name, (parents, table) in network.items():
         u, column = uniform(n), np.empty(n, dtype="<U16")
         for given, distribution in table.items():
-            rows = np.logical_and.reduce([drawn[p] == v for p, v in zip(parents, given, strict=True)] or [np.full(n, True)])
+            rows = np.logical_and.reduce(
+                [drawn[p] == v for p, v in zip(parents, given, strict=True)] or [np.full(n, True)]
+            )
             values, edges = np.array(list(distribution)), np.cumsum(list(distribution.values()))
             column[rows] = values[np.searchsorted(edges[:-1], u[rows], side="right")]
         drawn[name] = column
@@ -221,7 +225,9 @@ def captions(factors: Factors) -> list[str]:
         f = {name: factors[name][k] for name in FACTORS}
         color = "gray" if f["age"] > 0.5 else f["hair_color"]
         parts = [hair_words[f["hair"]].format(color)]
-        parts += {"none": [], "beard": ["a beard"], "goatee": ["a goatee"], "mustache": ["a mustache"]}[f["facial_hair"]]
+        parts += {"none": [], "beard": ["a beard"], "goatee": ["a goatee"], "mustache": ["a mustache"]}[
+            f["facial_hair"]
+        ]
         parts += {"none": [], "eyeglasses": ["glasses"], "sunglasses": ["sunglasses"]}[f["eyewear"]]
         mood, years = ("smiling" if f["smile"] > 0 else "frowning"), ("old" if f["age"] > 0.5 else "young")
         out.append(f"a drawing of a {mood} {years} person with {', '.join(parts)}")
@@ -303,10 +309,16 @@ _FOLDS = (  # nose to mouth, crow's feet, bags under the eyes, forehead
 
 
 def _svg(f: Mapping[str, float | str]) -> str:
-    eyes = {"eyeglasses": "glasses", "sunglasses": "sunglasses", "none": "happy" if f["closed_eyes"] == "yes" else "open"}
+    eyes = {
+        "eyeglasses": "glasses",
+        "sunglasses": "sunglasses",
+        "none": "happy" if f["closed_eyes"] == "yes" else "open",
+    }
     svg = _template(str(f["hair"]), eyes[str(f["eyewear"])], str(f["facial_hair"]))
     age, skin = float(f["age"]), SKIN_COLORS[str(f["skin"])]
-    aged = _mix(HAIR_COLORS[str(f["hair_color"])], SILVER, age * age * (3 - 2 * age))  # steepest at the label's boundary
+    aged = _mix(
+        HAIR_COLORS[str(f["hair_color"])], SILVER, age * age * (3 - 2 * age)
+    )  # steepest at the label's boundary
     for part, color in (("skin", skin), ("hair", aged), ("facial", aged)):
         svg = svg.replace(_PLACEHOLDER[part], color)
     folds = f'<path fill="none" stroke="#000000" stroke-opacity="{0.65 * age:.3f}" stroke-width="0.8" stroke-linecap="round" d="{_FOLDS}"/>'
@@ -330,7 +342,14 @@ def render_uint8(factors: Factors, progress: bool = False) -> np.ndarray:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+    return (
+        torch.from_numpy(np.ascontiguousarray(images))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+        .float()
+        .div_(127.5)
+        .sub_(1)
+    )
 
 
 def render(factors: Factors, progress: bool = False) -> Tensor:

@@ -154,10 +154,12 @@ def _build_unet(config: dict[str, Any], source: Path) -> nn.Module:
     from diffusers import UNet2DModel
     from diffusers.utils import logging
 
+    from cfx_lib.zoo.adm import set_attention_heads
+
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # old configurations carry keys that are ignored; that is no news to a learner
     try:
-        return UNet2DModel.from_config(config)
+        return set_attention_heads(UNet2DModel.from_config(config), config.get("adm_num_heads"))
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{source} is not a configuration of a UNet2DModel: {error}.") from error
     finally:

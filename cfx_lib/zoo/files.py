@@ -262,6 +262,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], half: bool = True) 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(stored, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)  # save_file makes it readable for its owner only
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -57,7 +57,8 @@ def test_pictures_are_png_of_the_same_bytes_and_three_by_three(x):
     picture = plots.image_grid(small)
     data, size = picture._repr_png_()
     assert data.startswith(b"\x89PNG") and data == plots.image_grid(small).png()
-    assert size["width"] == round(picture.get_figwidth() * 100)
+    assert plots.image_grid(small, titles=["P = 0.1"], title="Faces").alt == "figure: Faces; P = 0.1"
+    assert size["alt"] and size["width"] == round(picture.get_figwidth() * 100)
     box = picture.axes[0].get_window_extent()
     assert box.width * 150 / picture.dpi == pytest.approx(192, abs=0.5)
 

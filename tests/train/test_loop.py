@@ -110,4 +110,6 @@ def test_augment_keeps_the_shape_and_varies() -> None:
 
 
 def test_every_shipped_name_has_a_recipe() -> None:
-    assert set(RECIPES) == {f"personas/{n}" for n in ("ddpm", "smile-old", "brittle", "smile-shortcut", "oracle")}
+    assert set(RECIPES) == {
+        f"personas/{n}" for n in ("ddpm", "smile-old", "brittle", "smile-shortcut", "oracle")
+    }

@@ -27,8 +27,13 @@ def test_same_seed_same_bytes() -> None:
 
 def test_factors_of_a_seed_never_change() -> None:
     f = personas.sample(1000, seed=3)
-    text = "".join(f"{f['smile'][k]:.12f}{f['age'][k]:.12f}{f['hair'][k]}{f['eyewear'][k]}" for k in range(1000))
-    assert hashlib.sha256(text.encode()).hexdigest() == "5fa4822380ef73e70aad017051852def8feab6245896e16881a96352d0d287e8"
+    text = "".join(
+        f"{f['smile'][k]:.12f}{f['age'][k]:.12f}{f['hair'][k]}{f['eyewear'][k]}" for k in range(1000)
+    )
+    assert (
+        hashlib.sha256(text.encode()).hexdigest()
+        == "5fa4822380ef73e70aad017051852def8feab6245896e16881a96352d0d287e8"
+    )
 
 
 def test_shipped_test_set_is_what_the_renderer_makes() -> None:
@@ -145,7 +150,9 @@ def test_true_counterfactual_says_when_there_is_none() -> None:
 
 
 def test_captions_name_what_is_seen() -> None:
-    f = personas.sample(1, 0).replace(smile=0.8, age=0.9, hair="long", eyewear="eyeglasses", facial_hair="none")
+    f = personas.sample(1, 0).replace(
+        smile=0.8, age=0.9, hair="long", eyewear="eyeglasses", facial_hair="none"
+    )
     assert personas.captions(f) == ["a drawing of a smiling old person with gray long hair, glasses"]
 
 
@@ -181,7 +188,10 @@ def test_interrupted_rendering_goes_on(tmp_path, monkeypatch) -> None:  # noqa: 
         (lambda: personas.sample(2, 0).replace(nose="big"), "no factor"),
         (lambda: personas.sweep(personas.sample(2, 0), "smile", [0]), "one face"),
         (lambda: personas.true_counterfactual(personas.sample(2, 0), "hair", None, torch.zeros(2)), "smile"),
-        (lambda: personas.true_counterfactual(personas.sample(2, 0), "age", None, torch.zeros(3)), "one target a face"),
+        (
+            lambda: personas.true_counterfactual(personas.sample(2, 0), "age", None, torch.zeros(3)),
+            "one target a face",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message: str) -> None:  # noqa: ANN001

@@ -1,5 +1,7 @@
 """OpenAI UNets in UNet2DModel: recorded outputs and gradients, and every layout against a plain reference."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from adm_reference import forward
@@ -247,3 +249,33 @@ def test_what_unet2dmodel_cannot_express():
     config, weights, _, _ = made(resblock_updown=False)
     with pytest.raises(ValueError, match=r"conv_resample = False .* cannot be expressed"):
         unet_from_openai(weights, {**config, "conv_resample": False})
+
+
+def test_a_saved_network_with_a_fixed_number_of_heads_is_loaded_right(tmp_path: Path) -> None:
+    """The number of heads is only noted in the config: `zoo.load` must apply it, or attention is wrong without an error."""
+    from diffusers import DDPMScheduler
+
+    from cfx_lib import zoo
+    from cfx_lib.zoo.adm import set_attention_heads
+
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        down_block_types=("AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).eval()
+    unet.register_to_config(adm_num_heads=2)
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 7])
+    with torch.no_grad():
+        plain = unet(x, t).sample
+        expected = set_attention_heads(unet)(x, t).sample
+    assert (plain - expected).abs().max() > 1e-4, (
+        "the two layouts of heads must differ for this test to say anything"
+    )
+    zoo.save_denoiser(unet, DDPMScheduler(num_train_timesteps=50), tmp_path / "net", half=False)
+    with torch.no_grad():
+        assert torch.allclose(zoo.load(str(tmp_path / "net"))(x, t), expected, atol=1e-5)

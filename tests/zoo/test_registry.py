@@ -70,7 +70,7 @@ def offline(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def cached(hub, hub_id, source, files_of_it=None):
+def cached(hub, hub_id, source):
     """Put a folder in a hub cache as the hub client does."""
     repository = hub / ("models--" + hub_id.replace("/", "--"))
     snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
@@ -118,6 +118,7 @@ def test_learned_range_and_half(tmp_path, x):
     assert {v.dtype for v in stored.values() if v.ndim < 2} == {torch.float32}
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert torch.allclose(out, unet(x, 5).sample, atol=1e-2)
+    assert (tmp_path / "m" / WEIGHTS).stat().st_mode & 0o044 == 0o044  # not for its owner only
 
 
 def test_diffusers_reads_what_we_save(folder, x):
@@ -270,6 +271,28 @@ def test_sums_of_the_repository_are_complete(monkeypatch):
 def test_names_command(data, capsys):
     main(["names"])
     assert capsys.readouterr().out == "personas/ddpm\n"
+
+
+@pytest.mark.parametrize("name", ["ddpm", "smile-old", "brittle", "smile-shortcut", "oracle"])
+def test_models_of_the_personas(name, monkeypatch):
+    """What the repository ships is there, unaltered, and takes the faces of its world."""
+    monkeypatch.delenv("CFX_DATA", raising=False)
+    assert f"personas/{name}" in zoo.names()
+    model, faces = zoo.load(f"personas/{name}"), torch.zeros(1, 3, 64, 64)
+    if name == "ddpm":
+        assert (model.channels, model.sample_size, model.learned_range, len(model.betas)) == (
+            3,
+            64,
+            False,
+            1000,
+        )
+        assert model(faces, 10).shape == faces.shape
+    elif name == "oracle":
+        assert len(model.attributes) == 20 and set(model.regression) == {"smile", "age"}
+        assert model.attributes_of(faces).shape == (1, 20) and model.regress(faces)["age"].shape == (1,)
+    else:
+        assert model.attributes == ("smile", "old")
+        assert model.for_attribute("smile")(faces).shape == (1, 2)
 
 
 # ---------------------------------------------------------------------------------------------------- unknown

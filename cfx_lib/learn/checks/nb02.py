@@ -81,18 +81,28 @@ def _(answer: Callable) -> None:
             "at heavy noise z hardly depends on x, so a given change of x is a small change of z, and the gradient in z is large."
         )
     if torch.allclose(got, grad / root**2):
-        raise Wrong("you divided by alpha_bar; in z the image stands with the square root of alpha_bar before it.")
+        raise Wrong(
+            "you divided by alpha_bar; in z the image stands with the square root of alpha_bar before it."
+        )
     if torch.allclose(got, grad):
-        raise Wrong("this is the gradient at the clean image, unchanged: the chain rule's factor dx/dz is missing.")
+        raise Wrong(
+            "this is the gradient at the clean image, unchanged: the chain rule's factor dx/dz is missing."
+        )
     if torch.allclose(got, grad / (1 - root**2).sqrt()):
         raise Wrong("you divided by sqrt(1 - alpha_bar): that is the factor of the noise, not of the image.")
-    close(got, noisy_gradient(grad, a), "it should be the clean gradient divided by sqrt(alpha_bar), image by image.")
+    close(
+        got,
+        noisy_gradient(grad, a),
+        "it should be the clean gradient divided by sqrt(alpha_bar), image by image.",
+    )
 
 
 # ------------------------------------------------------------------------------------ 02.3 the exact gradient
 
 
-def exact_gradient(loss: Callable[[Tensor], Tensor], denoise: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+def exact_gradient(
+    loss: Callable[[Tensor], Tensor], denoise: Callable[[Tensor], Tensor], z: Tensor
+) -> Tensor:
     """Eq. 3.5 (thesis): gradient with respect to z (N,C,H,W) of loss(denoise(z)) summed over the images."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
@@ -132,7 +142,11 @@ def _(answer: Callable) -> None:
         )
     if torch.allclose(got, exact_gradient(loss, lambda v: v, z), atol=1e-5):
         raise Wrong("you took the loss of z itself; the loss is to see denoise(z).")
-    close(got, want, "this is not d loss(denoise(z)).sum() / dz. Is a `detach()` or `no_grad` between loss and z?")
+    close(
+        got,
+        want,
+        "this is not d loss(denoise(z)).sum() / dz. Is a `detach()` or `no_grad` between loss and z?",
+    )
 
 
 # ------------------------------------------------------------------------------------ 02.4 the l1 term
@@ -165,7 +179,9 @@ def _(answer: Callable) -> None:
             "hard, near or far; that is what makes the change sparse."
         )
     if torch.allclose(got, want / 48) or torch.allclose(got, want / 96):
-        raise Wrong("you divided by the number of pixels: the norm is a sum, and lambda_1 is tuned for the sum.")
+        raise Wrong(
+            "you divided by the number of pixels: the norm is a sum, and lambda_1 is tuned for the sum."
+        )
     if torch.allclose(got, (z - x).sign()):
         raise Wrong("lambda_1 is missing.")
     close(got, want, "expected lambda_1 times the sign of z - x.")
@@ -199,16 +215,26 @@ def _(answer: Callable) -> None:
             "add the gradient of a log-probability; that is where the plus comes from."
         )
     if torch.allclose(got, mean - grad + draw, atol=1e-6):
-        raise Wrong("the gradient is multiplied by the variance: guidance is strong where the model is unsure.")
+        raise Wrong(
+            "the gradient is multiplied by the variance: guidance is strong where the model is unsure."
+        )
     if torch.allclose(got, mean - variance.sqrt() * grad + draw, atol=1e-6):
-        raise Wrong("the gradient is multiplied by the variance, not by its root; only the noise takes the root.")
+        raise Wrong(
+            "the gradient is multiplied by the variance, not by its root; only the noise takes the root."
+        )
     if torch.allclose(got, mean - variance * grad + variance * noise, atol=1e-6):
-        raise Wrong("noise of variance S is sqrt(S) times a standard normal draw; you multiplied by S itself.")
+        raise Wrong(
+            "noise of variance S is sqrt(S) times a standard normal draw; you multiplied by S itself."
+        )
     if torch.allclose(got, mean - variance * grad, atol=1e-6):
         raise Wrong("no noise was added although `last` is False: this follows the mean only.")
     close(got, mean - variance * grad + draw, "compare with Eq. 3.4: mean - variance * grad, plus the noise.")
     end = shaped(answer(mean, variance, grad, noise, True), (2, 3, 4, 4), "z")
-    close(end, mean - variance * grad, "at the last step the image should be clean: no noise when `last` is True.")
+    close(
+        end,
+        mean - variance * grad,
+        "at the last step the image should be clean: no noise when `last` is True.",
+    )
 
 
 # ------------------------------------------------------------------------------------ 02.6 counting calls
@@ -242,13 +268,17 @@ def _(answer: Callable) -> None:
             if not shared and got == start**2:
                 raise Wrong(f"{seen} A chain gets shorter with every step: it begins where the step ended.")
             if not shared and got == start * (start - 1) // 2:
-                raise Wrong(f"{seen} You counted the inner chains, but each step also makes a call of its own.")
+                raise Wrong(
+                    f"{seen} You counted the inner chains, but each step also makes a call of its own."
+                )
             if not shared and got == start:
                 raise Wrong(f"{seen} You counted the outer steps; each of them starts an inner chain too.")
             if shared and got == start * (start + 1) // 2:
                 raise Wrong(f"{seen} With sharing the first call of an inner chain is not made twice.")
             if shared and got == start * (start + 1) // 2 - start:
-                raise Wrong(f"{seen} The last step has no inner chain after it, so there is one less to save.")
+                raise Wrong(
+                    f"{seen} The last step has no inner chain after it, so there is one less to save."
+                )
             raise Wrong(f"{seen} Write the calls of start = 3 on paper, step by step.")
 
 
@@ -291,7 +321,11 @@ def _(answer: Callable) -> None:
         if len(rows) == 0:
             raise Wrong("`attempt` was called with no image left: stop the loop then.")
         asked.append((float(scale), rows.tolist()))
-        return torch.where(needs[rows] <= scale, float(scale), -float(scale)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+        return (
+            torch.where(needs[rows] <= scale, float(scale), -float(scale))
+            .view(-1, 1, 1, 1)
+            .expand(-1, 1, 2, 2)
+        )
 
     def predict(images: Tensor) -> Tensor:
         return (images.flatten(1).mean(1) > 0).long()
@@ -312,9 +346,15 @@ def _(answer: Callable) -> None:
             "at their positions in the whole batch."
         )
     if got[4].abs().sum() == 0:
-        raise Wrong("an image that never flips should keep its last attempt, so that its failure can be looked at.")
+        raise Wrong(
+            "an image that never flips should keep its last attempt, so that its failure can be looked at."
+        )
     want = torch.tensor([8.0, 10.0, 15.0, 8.0, -15.0]).view(-1, 1, 1, 1).expand(5, 1, 2, 2)
-    close(got, want, "each image should hold the result of the first scale that flipped it, or else of the last.")
+    close(
+        got,
+        want,
+        "each image should hold the result of the first scale that flipped it, or else of the last.",
+    )
     needs = torch.full((5,), 8.0)
     asked.clear()
     answer(attempt, predict, x, target, (8.0, 10.0, 15.0))
@@ -343,7 +383,9 @@ def _(answer: Callable) -> None:
     mask[..., :2, :] = 1
     got = shaped(answer(x_t, x, mask), (2, 3, 4, 4), "the composed image")
     if torch.allclose(got, x * mask + x_t * (1 - mask)):
-        raise Wrong("inside and outside are swapped: the mask is 1 where change is ALLOWED, so x_t belongs there.")
+        raise Wrong(
+            "inside and outside are swapped: the mask is 1 where change is ALLOWED, so x_t belongs there."
+        )
     if torch.allclose(got, x_t * mask):
         raise Wrong(
             "outside the mask the image became 0, mid-grey. The classifier would react to the grey frame; "

@@ -77,7 +77,10 @@ WRONG = {
         (lambda clean_grad, alpha_bar: clean_grad * alpha_bar.sqrt().view(-1, 1, 1, 1), "dz/dx"),
         (lambda clean_grad, alpha_bar: clean_grad / alpha_bar.view(-1, 1, 1, 1), "square root"),
         (lambda clean_grad, alpha_bar: clean_grad, "chain rule's factor"),
-        (lambda clean_grad, alpha_bar: clean_grad / (1 - alpha_bar).sqrt().view(-1, 1, 1, 1), "factor of the noise"),
+        (
+            lambda clean_grad, alpha_bar: clean_grad / (1 - alpha_bar).sqrt().view(-1, 1, 1, 1),
+            "factor of the noise",
+        ),
         (lambda clean_grad, alpha_bar: clean_grad / alpha_bar.sqrt(), "shapes"),
     ],
     "02.3": [
@@ -94,10 +97,22 @@ WRONG = {
         (lambda z, x, lambda_1: lambda_1 * (z - x).abs().sum(), "shape"),
     ],
     "02.5": [
-        (lambda mean, variance, grad, noise, last: mean + variance * grad + variance.sqrt() * noise, "up the loss"),
-        (lambda mean, variance, grad, noise, last: mean - grad + variance.sqrt() * noise, "multiplied by the variance"),
-        (lambda mean, variance, grad, noise, last: mean - variance.sqrt() * (grad - noise), "not by its root"),
-        (lambda mean, variance, grad, noise, last: mean - variance * grad + variance * noise, "multiplied by S"),
+        (
+            lambda mean, variance, grad, noise, last: mean + variance * grad + variance.sqrt() * noise,
+            "up the loss",
+        ),
+        (
+            lambda mean, variance, grad, noise, last: mean - grad + variance.sqrt() * noise,
+            "multiplied by the variance",
+        ),
+        (
+            lambda mean, variance, grad, noise, last: mean - variance.sqrt() * (grad - noise),
+            "not by its root",
+        ),
+        (
+            lambda mean, variance, grad, noise, last: mean - variance * grad + variance * noise,
+            "multiplied by S",
+        ),
         (lambda mean, variance, grad, noise, last: mean - variance * grad, "no noise"),
         (lambda mean, variance, grad, noise, last: mean - variance * grad + variance.sqrt() * noise, "clean"),
     ],
