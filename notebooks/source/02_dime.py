@@ -545,7 +545,7 @@ def guided_step(mean, variance, grad, noise, last):
 # %% [markdown]
 # You now own the parts. Here they are, put together: DiME with the cheapest clean image there is, the one-step estimate (the
 # idea of FastDiME), one $\lambda_c$ and no perceptual term. If your functions are right, this is not *like* the library. It *is* the
-# library, up to rounding (the sign in the $\\ell_1$ term turns a rounding error into a small kick now and then).
+# library, up to rounding (the sign in the $\ell_1$ term turns a rounding error into a small kick now and then).
 
 
 # %%
