@@ -195,7 +195,7 @@ def score(r, clf, judge=oracle):
 
 
 COLUMNS = {"flip_rate": "flip rate", "semantic_flip_rate": "semantic flip rate", "l1": "mean change (l1)"}
-on_brittle = DiME.preset("fast", ddpm, brittle).explain(x, 1 - brittle.predict(x), **alone)
+on_brittle = DiME.preset("fast/brittle", ddpm, brittle).explain(x, 1 - brittle.predict(x), **alone)
 contest = [
     {"method": "PGD", "classifier": "brittle", **score(attack["brittle"], brittle)},
     {"method": "PGD", "classifier": "smile-old", **score(attack["smile-old"], smile)},
@@ -1049,7 +1049,7 @@ masks_here, edits = [], {}
 against = 1 - brittle.predict(x)
 for region in ("mouth", "forehead"):
     for name, m in (
-        ("dime-during", DiME.preset("fast", ddpm, brittle, mask=regions[region])),
+        ("dime-during", DiME.preset("fast/brittle", ddpm, brittle, mask=regions[region])),
         ("pgd-8", PGD(brittle, eps=8, iterations=ITERATIONS, mask=regions[region])),
     ):
         r = m.explain(x, against, **alone)
