@@ -299,7 +299,7 @@ TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (ro
     "dime_distance": (distance, 64),
     "dime_masks": (masks, 32),
     "dime_inner": (inner, 64),
-    "dime_diversity": (diversity, 16),
+    "dime_diversity": (diversity, 8),
     "dime_shortcut": (shortcut, 64),
 }
 
