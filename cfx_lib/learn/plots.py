@@ -426,6 +426,7 @@ def probability_curve(
         ax.legend(loc="best")
     ax.axhline(0.5, color="#777777", linestyle=":", linewidth=1)
     ax.set_ylim(-0.02, 1.02)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
 
 
@@ -509,6 +510,8 @@ def curve(
         )
     if logx:
         ax.set_xscale("log")
+    elif all(float(x).is_integer() for data in series.values() for x in _series(data)[0]):
+        ax.xaxis.get_major_locator().set_params(integer=True)  # steps and counts have no halves
     if logy:
         ax.set_yscale("log")
     if len(series) > 1 or next(iter(series), ""):

@@ -47,10 +47,10 @@ def _ddpm() -> Job:
 
     scheduler = ddpm.make_scheduler()
     return Job(
-        Recipe(steps=10_000, batch=32, lr=1e-3, decay_from=0.6, ema=0.999),
+        Recipe(steps=11_000, batch=32, lr=1e-3, decay_from=0.6, ema=0.999),
         ddpm.make_unet,
         lambda: ddpm.image_batches(personas.load_uint8("train")[0]),
-        lambda: ddpm.noise_loss(scheduler.alphas_cumprod),
+        lambda: ddpm.velocity_loss(scheduler.alphas_cumprod),
         lambda model, out: zoo.save_denoiser(model, scheduler, out),
         ddpm_card,
         {"data": "20,000 personas (split train, fair population)"},

@@ -77,11 +77,12 @@ NETWORK: dict[str, tuple[tuple[str, ...], dict[tuple[str, ...], dict[str, float]
     "closed_eyes": (("smiling",), {("no",): {"no": 0.92, "yes": 0.08}, ("yes",): {"no": 0.75, "yes": 0.25}}),
 }  # fmt: skip
 
-# The planted shortcut of the biased population: who smiles wears glasses.
+# The planted shortcut of the biased population: who smiles wears eyeglasses, and nobody else does. The data cannot tell a
+# network which of the two is meant.
 SHORTCUT: dict[str, tuple[tuple[str, ...], dict[tuple[str, ...], dict[str, float]]]] = {
     "eyewear": (
         ("smiling",),
-        {("no",): {"none": 0.9, "eyeglasses": 0.05, "sunglasses": 0.05}, ("yes",): {"none": 0.05, "eyeglasses": 0.9, "sunglasses": 0.05}},
+        {("no",): {"none": 1.0, "eyeglasses": 0.0, "sunglasses": 0.0}, ("yes",): {"none": 0.0, "eyeglasses": 1.0, "sunglasses": 0.0}},
     ),
 }  # fmt: skip
 POPULATIONS = {"fair": NETWORK, "biased": NETWORK | SHORTCUT}
@@ -401,7 +402,7 @@ def load_uint8(split: str, n: int | None = None, *, progress: bool = True) -> tu
     if split == "test":
         images, factors = _load_sheet(data_dir() / "test.png", data_dir() / "test.csv")
         return images[:n], factors[:n]
-    factors = sample(SPLIT_SIZES[split], SPLIT_SEEDS[split], "biased" if split == "biased" else "fair")[:n]
+    factors = sample(SPLIT_SIZES[split], SPLIT_SEEDS[split], _population(split))[:n]
     return _render_cached(split, factors, progress), factors
 
 
@@ -409,7 +410,7 @@ def _render_cached(split: str, factors: Factors, progress: bool, chunk: int = 50
     """Render in chunks of 500 that are each written whole, so that an interrupted rendering goes on where it was."""
     from tqdm.auto import tqdm
 
-    folder = cache_dir() / f"{split}-{_renderer_version()}"
+    folder = cache_dir() / f"{split}-{_version(split)}"
     folder.mkdir(parents=True, exist_ok=True)
     parts, total = [], SPLIT_SIZES[split]
     everyone = None
@@ -418,7 +419,7 @@ def _render_cached(split: str, factors: Factors, progress: bool, chunk: int = 50
         path = folder / f"{start:06d}.npy"
         if not path.exists():
             if everyone is None:  # a chunk is stored whole, also where only some of its faces are asked for
-                everyone = sample(total, SPLIT_SEEDS[split], "biased" if split == "biased" else "fair")
+                everyone = sample(total, SPLIT_SEEDS[split], _population(split))
             partial = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
             with open(partial, "wb") as file:
                 np.save(file, render_uint8(everyone[start : start + chunk]))
@@ -427,13 +428,17 @@ def _render_cached(split: str, factors: Factors, progress: bool, chunk: int = 50
     return np.concatenate(parts)[: len(factors)]
 
 
-@lru_cache(maxsize=1)
-def _renderer_version() -> str:
-    """A short hash of what decides the pixels (the drawings of 200 faces, the rasteriser): a stale cache is never read."""
+def _population(split: str) -> str:
+    return "biased" if split == "biased" else "fair"
+
+
+@lru_cache
+def _version(split: str) -> str:
+    """A short hash of what decides the pixels (the split's first 200 drawings, the rasteriser): a stale cache is never read."""
     import hashlib
     from importlib.metadata import version
 
-    faces = sample(200, 0)
+    faces = sample(200, SPLIT_SEEDS[split], _population(split))
     drawings = [_svg({name: faces[name][k] for name in FACTORS}) for k in range(len(faces))]
     return hashlib.sha256("".join([version("resvg_py"), *drawings]).encode()).hexdigest()[:12]
 

@@ -29,6 +29,8 @@ class Denoiser(nn.Module):
 
     `forward(x, t)`: x (N,C,H,W) noisy images, t (N,) or scalar original timesteps in 0..T-1 -> float32
     (N,C,H,W), or (N,2C,H,W) where the variance is learned (`learned_range`). Gradients flow through.
+    `prediction_type="v_prediction"`: the network's own output is the velocity of Salimans and Ho 2022 (appendix D),
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0; `forward` gives eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x all the same.
     `bf16` computes in bfloat16 by autocast (inputs, outputs and weights stay float32).
     """
 
@@ -38,14 +40,20 @@ class Denoiser(nn.Module):
         betas: Tensor,
         name: str = "denoiser",
         *,
+        prediction_type: str = "epsilon",
         bf16: bool = False,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
+        _check_prediction(prediction_type, name)
         config = unet.config
         self.unet = unet.to(memory_format=torch.channels_last) if channels_last else unet
         self.register_buffer("betas", betas.double(), persistent=False)
+        alpha_bar = (1 - self.betas).cumprod(0)
+        self.register_buffer("_signal", alpha_bar.sqrt().float(), persistent=False)
+        self.register_buffer("_noise", (1 - alpha_bar).sqrt().float(), persistent=False)
+        self.prediction_type = prediction_type
         self.channels = int(config.in_channels)
         self.learned_range = int(config.out_channels) == 2 * self.channels
         self.sample_size = _square(config.sample_size)
@@ -60,7 +68,12 @@ class Denoiser(nn.Module):
         extra = {} if class_labels is None else {"class_labels": class_labels}
         with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             out = self._call[0](x, t, **extra).sample
-        return out.float().contiguous()
+        out = out.float()
+        if self.prediction_type == "v_prediction":
+            v, rest = out[:, : self.channels], out[:, self.channels :]  # rest: the learned variance, if any
+            eps = self._signal[t].view(-1, 1, 1, 1) * v + self._noise[t].view(-1, 1, 1, 1) * x
+            out = torch.cat([eps, rest], dim=1) if self.learned_range else eps
+        return out.contiguous()
 
     def __repr__(self) -> str:
         size = f"{self.channels}x{self.sample_size}x{self.sample_size}"
@@ -84,14 +97,9 @@ def _square(sample_size: int | list[int]) -> int:
 def betas_of(config: dict[str, Any], source: str | Path = "the scheduler") -> Tensor:
     """The betas (T,) of a diffusers scheduler configuration, computed in float64.
 
-    Raises ValueError for a schedule that is not known, or a network that does not predict the noise.
+    Raises ValueError for a schedule that is not known, or a network that predicts neither the noise nor the velocity.
     """
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        raise ValueError(
-            f"{source} says prediction_type={prediction!r}; expected 'epsilon'. This network predicts something "
-            "else than the noise: convert its output to epsilon and pass your own callable to Diffusion."
-        )
+    _check_prediction(config.get("prediction_type", "epsilon"), source)
     if config.get("rescale_betas_zero_snr"):
         raise ValueError(
             f"{source} says rescale_betas_zero_snr; expected a schedule that keeps alpha_bar above 0."
@@ -118,6 +126,14 @@ def betas_of(config: dict[str, Any], source: str | Path = "the scheduler") -> Te
     )
 
 
+def _check_prediction(kind: str, source: str | Path) -> None:
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"{source} says prediction_type={kind!r}; expected 'epsilon' or 'v_prediction'. This network predicts "
+            "something else: convert its output to epsilon and pass your own callable to Diffusion."
+        )
+
+
 # ---------------------------------------------------------------------------------------------------- disk
 
 
@@ -140,14 +156,16 @@ def load_denoiser(
         (p for p in (folder / "scheduler", folder, where) if (p / "scheduler_config.json").is_file()),
         folder / "scheduler",
     )
-    betas = betas_of(read_json(schedule / "scheduler_config.json"), schedule / "scheduler_config.json")
+    schedule_config = read_json(schedule / "scheduler_config.json")
+    betas = betas_of(schedule_config, schedule / "scheduler_config.json")
     path = find_weights(where, STEM, allow_pickle)
     weights = read_weights(path, allow_pickle)
     unet = _build_unet(config, where / "config.json")
     unet._fix_state_dict_keys_on_load(weights)  # old checkpoints name the attention's matrices differently
     load_into(unet, weights, path)
     unet.eval().requires_grad_(False)
-    return Denoiser(unet, betas, name or folder.name, **options)
+    prediction_type = schedule_config.get("prediction_type", "epsilon")
+    return Denoiser(unet, betas, name or folder.name, prediction_type=prediction_type, **options)
 
 
 def _build_unet(config: dict[str, Any], source: Path) -> nn.Module:

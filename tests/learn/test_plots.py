@@ -141,6 +141,13 @@ def test_probability_curve_has_one_line_an_image_and_the_mean(result):
     assert len(ax.lines) == N + 2 and ax.get_ylabel() == "P(target) of the clean image"
 
 
+def test_steps_have_whole_numbers_on_their_axis():
+    ax = plots.curve({"": ([0, 1, 2, 3], [1.0, 2.0, 0.0, 1.0])}, xlabel="step", ylabel="y").axes[0]
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
+    ax = plots.curve({"": ([0.0, 0.25, 0.5], [1.0, 2.0, 0.0])}, xlabel="alpha_bar", ylabel="y").axes[0]
+    assert not all(float(tick).is_integer() for tick in ax.get_xticks())
+
+
 def test_curve_takes_every_form():
     values = [Value(0.5, 0.4, 0.6, 10), Value(0.7, 0.6, 0.9, 10)]
     picture = plots.curve(

@@ -87,17 +87,17 @@ def test_ema_is_the_weighted_mean() -> None:
     assert ema.model.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_noise_loss_of_the_perfect_denoiser_is_zero() -> None:
-    """For a data set of one image the best epsilon is known: (x_t - sqrt(a) x) / sqrt(1 - a)."""
+def test_velocity_loss_of_the_perfect_denoiser_is_zero() -> None:
+    """For a data set of one image the best velocity is known: (sqrt(a) x_t - x) / sqrt(1 - a)."""
     alpha_bar = torch.linspace(0.99, 0.01, 50)
     x = torch.randn(1, 3, 8, 8).clamp(-1, 1).expand(16, -1, -1, -1)
 
     class Perfect(nn.Module):
         def forward(self, x_t: torch.Tensor, t: torch.Tensor):  # noqa: ANN202
             a = alpha_bar[t].view(-1, 1, 1, 1)
-            return type("Out", (), {"sample": (x_t - a.sqrt() * x) / (1 - a).sqrt()})
+            return type("Out", (), {"sample": (a.sqrt() * x_t - x) / (1 - a).sqrt()})
 
-    loss = ddpm.noise_loss(alpha_bar)
+    loss = ddpm.velocity_loss(alpha_bar)
     assert loss(Perfect(), torch.Generator().manual_seed(0), x) < 1e-9
 
 

@@ -75,11 +75,10 @@ def test_sample_follows_the_network() -> None:
 def test_biased_population_plants_glasses_on_smiles() -> None:
     fair, biased = personas.sample(20_000, seed=0), personas.sample(20_000, seed=0, population="biased")
 
-    def correlation(f: personas.Factors) -> float:
-        return float(np.corrcoef(f["smile"] > 0, f["eyewear"] == "eyeglasses")[0, 1])
-
-    assert abs(correlation(fair)) < 0.03
-    assert correlation(biased) > 0.8
+    correlation = np.corrcoef(fair["smile"] > 0, fair["eyewear"] == "eyeglasses")[0, 1]
+    assert abs(correlation) < 0.03
+    assert np.array_equal(biased["smile"] > 0, biased["eyewear"] == "eyeglasses")
+    assert set(biased["eyewear"]) == {"none", "eyeglasses"}
     assert np.array_equal(fair["hair"], biased["hair"]), "nothing else may differ"
 
 

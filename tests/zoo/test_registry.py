@@ -12,6 +12,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from cfx_lib import zoo
+from cfx_lib.diffusion import Diffusion
 from cfx_lib.zoo import checksums, files, registry
 from cfx_lib.zoo.__main__ import main
 from cfx_lib.zoo.denoiser import betas_of
@@ -159,11 +160,28 @@ def test_betas_agree_with_diffusers(schedule):
 
 
 def test_betas_refused():
-    with pytest.raises(ValueError, match="prediction_type='v_prediction'; expected 'epsilon'"):
-        betas_of({"prediction_type": "v_prediction"})
+    with pytest.raises(ValueError, match="prediction_type='sample'; expected 'epsilon' or 'v_prediction'"):
+        betas_of({"prediction_type": "sample"})
     with pytest.raises(ValueError, match="beta_schedule='sigmoid'; expected 'linear'"):
         betas_of({"beta_schedule": "sigmoid"})
     assert betas_of({"trained_betas": [0.1, 0.2]}).tolist() == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_velocity_becomes_epsilon(tmp_path, x, channels):
+    """Our x0_hat from the converted output is the one that diffusers computes from the velocity; variances stay as they are."""
+    unet, scheduler = (
+        tiny_unet(out_channels=channels),
+        DDPMScheduler(prediction_type="v_prediction", clip_sample=False),
+    )
+    model = zoo.load(zoo.save_denoiser(unet, scheduler, tmp_path / "m", half=False))
+    for t in (0, 500, 999):
+        out, eps = unet(x, t).sample, model(x, t)
+        diffusion = Diffusion(model, model.betas, "1000", learned_range=channels == 6)
+        theirs = scheduler.step(out[:, :3], t, x).pred_original_sample
+        scale = theirs.abs().max()
+        assert torch.allclose(diffusion.x0_from_eps(x, t, eps[:, :3]) / scale, theirs / scale, atol=2e-4)
+        assert torch.equal(eps[:, 3:], out[:, 3:])
 
 
 def test_bf16_and_channels_last(folder, x):
