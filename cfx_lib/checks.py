@@ -134,10 +134,15 @@ def check_mask(mask: Tensor, x: Tensor) -> None:
         raise ValueError(f"mask has values outside [0, 1] or NaN; expected {expected}.")
 
 
-def check_start(start: int, steps: int) -> None:
-    """Check that a run of `start` respaced steps fits into `steps`: 1 <= start <= steps."""
+def check_start(start: int, steps: int, noise_offset: int = 0) -> None:
+    """Check that a run of `start` respaced steps, noised `noise_offset` further, fits into `steps`; start >= 1."""
     if not 1 <= start <= steps:
         raise ValueError(
             f"start = {start} with steps = {steps}; expected 1 <= start <= steps. "
             "start is the number of the respaced steps that are used, counted from the clean image."
+        )
+    if start + noise_offset > steps:
+        raise ValueError(
+            f"start = {start}, noise_offset = {noise_offset} with steps = {steps}; expected start + noise_offset <= "
+            "steps. The image is noised to the step with the index start + noise_offset - 1."
         )

@@ -141,6 +141,25 @@ def main_table(n: int) -> Iterator[Row]:
                 }
 
 
+def adversarial(n: int) -> Iterator[Row]:
+    """How far flips and confirmed flips part: PGD on both twins, and on the brittle one DiME with the other twin's settings."""
+    for name in ("smile-old", "brittle"):
+        for attribute in ("smile", "old"):
+            classifier = classifier_of(name, attribute)
+            methods = {"PGD": PGD(classifier), "DiME, preset fast": dime(classifier)}
+            for label, method in methods.items():
+                row, results = measure(method, attribute, n)
+                agrees = row["semantic_flip_rate"]
+                parted = metrics.difference(row["flip_rate"], agrees)
+                yield {
+                    "method": label,
+                    "classifier": name,
+                    "attribute": attribute,
+                    **row,
+                    "unconfirmed": parted,
+                }
+
+
 PAPER_VARIANTS = {  # Table 3.4: flip rate, l1
     "dime": (0.979, 0.0430),
     "direct": (0.197, 0.0454),
@@ -151,17 +170,26 @@ PAPER_VARIANTS = {  # Table 3.4: flip rate, l1
 
 
 def variants(n: int) -> Iterator[Row]:
-    """Table 3.4, with the full inner chain."""
+    """Table 3.4, with the full inner chain; rates also as paired differences to DiME's on the same faces."""
+    dimes: Row = {}
     for variant, (paper_fr, paper_l1) in PAPER_VARIANTS.items():
         row, _ = measure(dime(classifier_of("smile-old", "smile"), variant=variant, inner="full"), "smile", n)
-        yield {"variant": variant, **row, "paper_fr": paper_fr, "paper_l1": paper_l1}
+        dimes = dimes or row
+        against = metrics.difference(row["flip_rate"], dimes["flip_rate"])
+        yield {
+            "variant": variant,
+            **row,
+            "flip_rate_against_dime": against,
+            "paper_fr": paper_fr,
+            "paper_l1": paper_l1,
+        }
 
 
 def steps(n: int) -> Iterator[Row]:
     """Table 3.5: fewer steps, the same share of them used."""
     base = dime(classifier_of("smile-old", "smile"))
     share = base.start / base.steps
-    for count in (25, 50, 100):
+    for count in (25, 50, 100, 200):
         start = round(share * count)
         method = dime(base.classifier, steps=count, start=start, inner="full", lambda_c=base.lambda_c[0])
         yield {"steps": count, "start": start} | measure(method, "smile", n)[0]
@@ -221,8 +249,14 @@ def region_mask(region: str) -> Tensor:
 
 
 def masks(n: int) -> Iterator[Row]:
-    """Fig. 3.5-3.7: change one region only, with DiME and with PGD of three radii."""
-    classifier = classifier_of("brittle", "smile")
+    """Fig. 3.5-3.7: change one region only, with DiME and with PGD of three radii, for smile and for age."""
+    for attribute in ("smile", "old"):
+        for row in _masks_of(attribute, n):
+            yield {"attribute": attribute, **row}
+
+
+def _masks_of(attribute: str, n: int) -> Iterator[Row]:
+    classifier = classifier_of("brittle", attribute)
     makers: dict[str, Callable[[Tensor], Any]] = {
         "dime-during": lambda m: dime(classifier, "fast/brittle", mask=m, mask_mode="during"),
         "dime-end": lambda m: dime(classifier, "fast/brittle", mask=m, mask_mode="end"),
@@ -230,12 +264,13 @@ def masks(n: int) -> Iterator[Row]:
     makers |= {f"pgd-{eps}": lambda m, eps=eps: PGD(classifier, eps=eps, mask=m) for eps in (2, 4, 8)}
     for region in REGIONS:
         for method, make in makers.items():
-            row, _ = measure(make(region_mask(region)), "smile", n)
+            row, _ = measure(make(region_mask(region)), attribute, n)
             yield {"region": region, "method": method, "classifier": "brittle", **row}
 
 
 def inner(n: int) -> Iterator[Row]:
     """Cheaper inner chains against the full one; the last row keeps the pixels that hardly change, as FastDiME does."""
+    full: Row = {}
     for chain, preset in (
         ("full", "fast"),
         ("ddim:5", "fast"),
@@ -243,11 +278,11 @@ def inner(n: int) -> Iterator[Row]:
         ("one-step", "fast/masked"),
     ):
         row, results = measure(dime(classifier_of("smile-old", "smile"), preset, inner=chain), "smile", n)
-        yield {
-            "inner": chain if preset == "fast" else f"{chain}, masked",
-            **row,
-            **graded(results, "smile-old", "smile", n),
-        }
+        row |= graded(results, "smile-old", "smile", n)
+        full = full or row
+        rates = ("flip_rate", "semantic_flip_rate")
+        row |= {f"{rate}_against_full": metrics.difference(row[rate], full[rate]) for rate in rates}
+        yield {"inner": chain if preset == "fast" else f"{chain}, masked", **row}
 
 
 def diversity(n: int) -> Iterator[Row]:
@@ -266,32 +301,45 @@ def diversity(n: int) -> Iterator[Row]:
         yield {"label": label, "diversity": metrics.diversity(stacked), "n": n, "seeds": 5}
 
 
+@lru_cache(maxsize=4)
+def bare_frowning(n: int) -> tuple[Tensor, personas.Factors]:
+    """The first n test faces with open eyes, without glasses and with a clear frown that both networks see.
+
+    Open eyes, since glasses are drawn over closed ones: on other faces an intervention on the glasses changes the eyes too.
+    """
+    x, factors = personas.load("test")
+    plain = (factors["eyewear"] == "none") & (factors["smile"] < -0.1) & (factors["closed_eyes"] == "no")
+    rows = torch.from_numpy(plain.nonzero()[0])
+    for name in ("smile-old", "smile-shortcut"):
+        rows = rows[classifier_of(name, "smile").predict(x[rows]) == 0]
+    return x[rows[:n]], factors[rows[:n]]
+
+
 def shortcut(n: int) -> Iterator[Row]:
-    """Do the counterfactuals of the biased classifier change the glasses? Against the fair one, on the same faces."""
-    x, factors = faces("test", "smile", n)
-    glasses = _model("personas/oracle").for_attribute("eyeglasses")
+    """Asked for a smile, does the biased classifier get glasses? Against the fair one, on the same faces (`bare_frowning`)."""
+    x, factors = bare_frowning(n)
+    target = torch.ones(len(x), dtype=torch.long)
+    glasses, smile = _model("personas/oracle").for_attribute("eyeglasses"), oracle_of("smile")
+    with_glasses = personas.render(factors.replace(eyewear="eyeglasses"))
     for name in ("smile-old", "smile-shortcut"):
         classifier = classifier_of(name, "smile")
-        row, results = measure(dime(classifier), "smile", n)
+        results = explain(dime(classifier), x, target)
         x_cf = torch.cat([r.x_cf for r in results])
-        changed = glasses.predict(x_cf) != glasses.predict(x)
-        smile = oracle_of("smile")
-        swapped = [personas.render(factors.replace(eyewear=e)) for e in ("none", "eyeglasses")]
-        p = [classifier(s).softmax(1)[:, 1] for s in swapped]
         with torch.no_grad():
-            effect = metrics.value.average((p[1] - p[0]).detach())
+            p = [classifier(images).softmax(1)[:, 1] for images in (x, with_glasses)]
         yield {
             "classifier": name,
-            "glasses_changed": metrics.flip_rate(changed),
+            "glasses_changed": metrics.flip_rate(glasses.predict(x_cf) != glasses.predict(x)),
             "smile_changed": metrics.flip_rate(smile.predict(x_cf) != smile.predict(x)),
-            "flip_rate": row["flip_rate"],
-            "glasses_effect": effect,
-            "n": n,
+            "flip_rate": metrics.flip_rate(results),
+            "glasses_effect": metrics.value.average(p[1] - p[0]),
+            "n": len(x),
         }
 
 
 TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (rows, number of faces)
     "dime_main": (main_table, 64),
+    "dime_pgd": (adversarial, 64),
     "dime_variants": (variants, 32),
     "dime_steps": (steps, 16),
     "dime_start": (start, 64),
@@ -299,7 +347,7 @@ TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (ro
     "dime_distance": (distance, 64),
     "dime_masks": (masks, 32),
     "dime_inner": (inner, 64),
-    "dime_diversity": (diversity, 8),
+    "dime_diversity": (diversity, 16),
     "dime_shortcut": (shortcut, 64),
 }
 

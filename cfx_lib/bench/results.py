@@ -1,6 +1,6 @@
 """Results of runs that a notebook has no time for: `data/results/NAME.json`, with all needed to trust them.
 
-A file holds `commit, versions, machine, date, mode, rows`; `rows` is a list of flat records. A metric's
+A file holds `commit, versions, machine, date, mode, weights, rows`; `rows` is a list of flat records. A metric's
 `Value` is written as `{"Value": value.to_dict()}` and comes back as a `Value` (without single scores).
 """
 
@@ -12,13 +12,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cfx_lib.metrics import Value
+from cfx_lib.zoo import checksums
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "results"
 _PACKAGES = (
@@ -36,7 +37,7 @@ _FIELDS = ("commit", "versions", "machine", "date", "mode", "rows")
 
 @dataclass(frozen=True)
 class Result:
-    """A stored result: where it comes from and its rows."""
+    """A stored result: where it comes from, its rows, and the sha256 of the shipped weights when it was made."""
 
     name: str
     commit: str
@@ -45,6 +46,7 @@ class Result:
     date: str
     mode: str
     rows: list[dict[str, Any]]
+    weights: dict[str, str] = field(default_factory=dict)
 
     def row(self, **wanted: Any) -> dict[str, Any]:
         """The one row whose fields equal `wanted`; `KeyError` when there is none or more than one."""
@@ -81,6 +83,7 @@ def save(
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "mode": mode,
+        "weights": weights(),
         "rows": [{str(k): _plain(v, f"{name}: {k}") for k, v in row.items()} for row in rows],
     }
     path = (folder or FOLDER) / f"{name}.json"
@@ -99,15 +102,38 @@ def load(name: str, *, folder: Path | None = None) -> Result:
         known = sorted(p.stem for p in place.glob("*.json")) if place.is_dir() else []
         raise FileNotFoundError(
             f"no stored result {name!r} in {place.name}/ (there: {', '.join(known) or 'none'}): "
-            "run the notebook that makes it with CFX_MODE=full"
+            f"make it with `{command(name)}`"
         )
     try:
         content = json.loads(path.read_text("utf-8"))
-        fields = {field: content[field] for field in _FIELDS}
+        fields = {key: content[key] for key in _FIELDS}
+        fields["weights"] = dict(content.get("weights", {}))  # files from before this was noted do not say
         fields["rows"] = [{k: _restored(v) for k, v in row.items()} for row in fields["rows"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} is damaged or of another format ({error!r}): make it again") from error
     return Result(name, **fields)
+
+
+def command(name: str) -> str:
+    """The command that makes the result `name`."""
+    if name.startswith("bench-"):
+        return f"python -m cfx_lib.bench {name.removeprefix('bench-')} --save"
+    return f"python -m cfx_lib.bench study {name.split('_')[0]} --only {name}"
+
+
+def weights() -> dict[str, str]:
+    """The shipped weights, path in data/ -> sha256, as data/SHA256SUMS lists them; none without that file."""
+    try:
+        listed = checksums.listed()
+    except FileNotFoundError:
+        return {}
+    return {path: digest for path, digest in listed.items() if path.endswith(".safetensors")}
+
+
+def stale(result: Result) -> list[str]:
+    """The weights of a result that have changed or gone since it was made; all of today's where it names none."""
+    today = weights()
+    return sorted(p for p in result.weights or today if p not in today or result.weights.get(p) != today[p])
 
 
 def value_table(

@@ -57,13 +57,20 @@ def near(a: Value | float | None, b: Value | float | None, within: float) -> str
 
 
 def stored(name: str) -> list[dict[str, Any]]:
-    """The rows of a stored result, its origin printed; none, and how to make it, where it was not made yet."""
+    """The rows of a stored result, its origin printed, and a warning where it was made with other weights than today's;
+    none, and how to make it, where it was not made yet."""
     try:
         found = results.load(name)
     except FileNotFoundError:
         print(f"data/results/{name}.json is not there: the table shows this run alone.")
+        print(f"Make it with `{results.command(name)}`.")
         return []
     print(f"stored result {name}: {found.origin}")
+    if changed := results.stale(found):
+        models = (
+            ", ".join("/".join(path.split("/")[1:3]) for path in changed) if found.weights else "not named"
+        )
+        print(f"It was made with other weights than today's ({models}). Again: `{results.command(name)}`.")
     return found.rows
 
 

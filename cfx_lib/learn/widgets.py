@@ -84,7 +84,8 @@ def trajectory(result: Any, image: int = 0, *, attempt: int | None = None, stati
         w.VBox([w.HTML(f"<b>{name}</b>"), picture])
         for name, picture in (("noisy z_t", left), ("clean x_t", right))
     ]
-    box = w.VBox([w.HBox([play, slider]), w.HBox(pictures), w.HBox([bar, told])])
+    guided = any(step["p"] is not None for step in steps)  # nobody was asked about an unguided chain
+    box = w.VBox([w.HBox([play, slider]), w.HBox(pictures), w.HBox([bar, told] if guided else [told])])
     figure = plots.trajectory_strip(result, image, attempt=attempt) if static else None
     return Moving(box, figure, "The same trajectory as a strip:")
 

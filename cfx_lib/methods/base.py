@@ -17,6 +17,7 @@ __all__ = [
     "check_denoiser",
     "check_inputs",
     "check_options",
+    "check_weights",
     "expand_mask",
     "explaining",
     "first_logits",
@@ -48,6 +49,13 @@ def check_options(**options: tuple[Any, tuple[Any, ...]]) -> None:
     for name, (value, allowed) in options.items():
         if value not in allowed:
             raise ValueError(f"{name} = {value!r}; expected one of: {', '.join(map(repr, allowed))}.")
+
+
+def check_weights(**weights: float) -> None:
+    """Check the weights of the terms of a loss: finite and not negative. Raises ValueError."""
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"{name} = {weight}; expected a finite number, not negative.")
 
 
 def check_inputs(

@@ -92,6 +92,7 @@ class DiME(base.Presets):
         object.__setattr__(self, "lambda_c", scales)
         if not scales or not all(0 <= scale < float("inf") for scale in scales):
             raise ValueError(f"lambda_c = {scales}; expected one or more finite numbers, none negative.")
+        base.check_weights(lambda_p=self.lambda_p, lambda_1=self.lambda_1, lambda_2=self.lambda_2)
         base.check_options(
             loss=(self.loss, ("log_prob", "logit")),
             variant=(self.variant, ("dime", "direct", "naive", "early-stopping", "unconditional")),
@@ -100,8 +101,7 @@ class DiME(base.Presets):
         )
         if not re.fullmatch(r"full|one-step|ddim:[1-9]\d*", self.inner):
             raise ValueError(f"inner = {self.inner!r}; expected 'full', 'one-step' or 'ddim:k' with k >= 1.")
-        check_start(self.start, self.steps)
-        check_start(self.start + self.noise_offset, self.steps)
+        check_start(self.start, self.steps, self.noise_offset)
         if self.self_mask is not None and (self.inner, self.variant) != ("one-step", "dime"):
             raise ValueError("self_mask is FastDiME's; expected inner='one-step' and variant='dime' with it.")
         if self.variant == "early-stopping" and self.mask is not None and self.mask_mode == "end":
@@ -125,7 +125,8 @@ class DiME(base.Presets):
         base.check_inputs(x, target, self.classifier, self.denoiser, self.mask)
         base.check_denoiser(self.denoiser, self.steps)
         wanted = self.lambda_p > 0 and self.variant not in ("naive", "unconditional")
-        network = choose_network(self.perceptual if wanted else False, self.classifier, x.shape[1])
+        perceptual = self.perceptual if wanted else False
+        network = choose_network(perceptual, self.classifier, x.shape[1], x.device)
         counter, steps = Counter(), [] if record else None
         denoiser, classifier = counter.denoiser(self.denoiser), counter.classifier(self.classifier)
         diffusion = Diffusion(denoiser, denoiser.betas, self.steps, getattr(denoiser, "learned_range", False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +100,33 @@ class VGG19Features(nn.Module):
         return network.eval()
 
 
-def choose_network(perceptual: Any, classifier: Any, channels: int) -> Network | None:
+@lru_cache(maxsize=1)
+def _vgg19(path: str) -> VGG19Features:
+    """The network that CFX_VGG19 names, read once; raises as `VGG19Features.from_file`."""
+    if Path(path).is_file() and Path(path).suffix != ".safetensors":
+        raise ValueError(
+            f"CFX_VGG19 names {path}; expected a .safetensors file. If you trust the source of this one, convert it "
+            "with safetensors.torch.save_file(torch.load(path, weights_only=True), 'vgg19.safetensors'), or unset "
+            "CFX_VGG19 and pass perceptual=VGG19Features.from_file(path, allow_pickle=True)."
+        )
+    return VGG19Features.from_file(path)
+
+
+def choose_network(
+    perceptual: Any, classifier: Any, channels: int, device: torch.device | str = "cpu"
+) -> Network | None:
     """The network of the perceptual term: `perceptual` itself, or a choice where it is None; False: no network.
 
-    The choice: VGG19 where the environment variable CFX_VGG19 names its .safetensors file; else features of the
-    classifier (`classifier.perceptual()` or `classifier.features(x)`), which belong to the domain of the images.
-    Where there is nothing to choose a UserWarning says that the term is left out.
+    The choice: VGG19, on `device`, where the environment variable CFX_VGG19 names its .safetensors file; else
+    features of the classifier (`classifier.perceptual()` or `classifier.features(x)`), which belong to the domain of
+    the images. Where there is nothing to choose a UserWarning says that the term is left out.
     """
     if perceptual is not None:
         return None if perceptual is False else perceptual
     path = os.environ.get("CFX_VGG19")
     if path and channels == 3:
-        return VGG19Features.from_file(path)
+        with torch.inference_mode(False):  # the weights are kept, and used with autograd
+            return _vgg19(path).to(device)
     if callable(getattr(classifier, "perceptual", None)):
         return classifier.perceptual()
     if callable(getattr(classifier, "features", None)):

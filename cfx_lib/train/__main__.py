@@ -1,4 +1,7 @@
-"""``python -m cfx_lib.train NAME [--minutes M] [--steps S] [--out FOLDER]``: train a shipped model and write its card."""
+"""``python -m cfx_lib.train NAME [--minutes M] [--steps S] [--out FOLDER]``: train a shipped model and write its card.
+
+``python -m cfx_lib.train ddpm --folder PATH [--size 64] --out FOLDER``: train a denoiser on the images of a folder.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,16 @@ from pathlib import Path
 
 import torch
 
-from cfx_lib.train.recipes import RECIPES
+from cfx_lib.train.recipes import RECIPES, Job, folder_ddpm
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cfx_lib.train", description=__doc__)
-    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("name", choices=[*sorted(RECIPES), "ddpm"])
+    parser.add_argument("--folder", type=Path, help="images to train the denoiser `ddpm` on")
+    parser.add_argument(
+        "--size", type=int, help="side of the images with --folder, a multiple of 8 (default: 64)"
+    )
     parser.add_argument("--steps", type=int, help="number of optimiser steps (default: the recipe's)")
     parser.add_argument(
         "--minutes", type=float, help="cap on the wall time; the learning rate still ends at 0"
@@ -23,19 +30,34 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("build/train"), help="checkpoints and logs; a second call goes on"
     )
-    parser.add_argument("--out", type=Path, help="where the weights go (default: data/weights/NAME)")
+    parser.add_argument(
+        "--out", type=Path, help="where the weights go (default: data/weights/NAME; none with --folder)"
+    )
     args = parser.parse_args()
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps must be at least 1, got {args.steps}")
+    if args.minutes is not None and not args.minutes > 0:
+        parser.error(f"--minutes must be more than 0, got {args.minutes:g}")
 
     torch.manual_seed(0)
-    build = RECIPES[args.name]
+    own = args.name == "ddpm" or args.folder is not None or args.size is not None
+    job = _folder_job(parser, args) if own else RECIPES[args.name]()
     changes = {k: v for k in ("steps", "minutes", "precision") if (v := getattr(args, k)) is not None}
-    job = build()
     job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, **changes))
     began = time.time()
     job.run(args.name, args.work / args.name, args.out)
     print(f"{args.name}: done in {(time.time() - began) / 60:.1f} minutes")
+
+
+def _folder_job(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Job:
+    if args.name != "ddpm" or args.folder is None:
+        parser.error("images of your own are trained on with `ddpm --folder PATH --size S --out FOLDER`")
+    if args.out is None:
+        parser.error("--folder needs --out, the folder that the weights go to")
+    try:
+        return folder_ddpm(args.folder, 64 if args.size is None else args.size)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 GATE_POINTS, GATE_COUNT = 5.0, 18  # marginals within 5 points for at least 18 of the 20 attributes
 MARGIN = {"smile": 0.1, "old": 0.05}  # faces nearer to the boundary are ambiguous by construction
+PREDICTS = {"epsilon": "the noise", "v_prediction": "the velocity"}
+RIGHTS = "Licence: MIT; the drawings that it learned from are *Personas by Draftbit*, CC BY 4.0."
 
 
 def classifier_card(name: str, out: Path, job: Job, curve: list[dict]) -> None:
@@ -46,7 +48,7 @@ def classifier_card(name: str, out: Path, job: Job, curve: list[dict]) -> None:
         error = (logits[:, len(names) + k] - torch.from_numpy(factors[factor])).abs().mean()
         text += f"\nMean absolute error of `{factor}`: {float(error):.4f}.\n"
     if "smile" in names:
-        text += _glasses(model, factors[:256])
+        text += _glasses(model, factors[factors["closed_eyes"] == "no"][:256])
     figures = {"clear": clear, "all": everyone, "noisy": noisy, "mean_clear": means[0]}
     _write(
         name, out, job, curve, f"Attribute classifier ({job.facts['arch'][0]}) on personas.", text, figures
@@ -62,7 +64,7 @@ def _glasses(model, factors: personas.Factors) -> str:  # noqa: ANN001
     ]
     moved, flips = float((p[1] - p[0]).mean()), float(((p[0] > 0.5) != (p[1] > 0.5)).float().mean())
     return (
-        f"\nIntervention: putting eyeglasses on {len(factors)} test faces, all else equal, moves P(smile) by "
+        f"\nIntervention: putting eyeglasses on {len(factors)} test faces with open eyes, all else equal, moves P(smile) by "
         f"{moved:+.3f} on average and changes the answer for {100 * flips:.1f} % of them.\n"
     )
 
@@ -84,7 +86,8 @@ def ddpm_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 500, s
     within = int((gap <= GATE_POINTS).sum())
     near, reference = nearest(samples, train), nearest(personas.load("test", n)[0], train)
     per_call = seconds_per_call(zoo.load(str(out)), batch=32)
-    text = _table(["attribute", "data", f"{n} samples, read by personas/oracle", "gap (points)"], rows)
+    text = f"The network predicts {PREDICTS[denoiser.prediction_type]} (`{denoiser.prediction_type}`).\n\n"
+    text += _table(["attribute", "data", f"{n} samples, read by personas/oracle", "gap (points)"], rows)
     text += (
         f"\n{within} of {len(gap)} marginals within {GATE_POINTS:g} points (gate: {GATE_COUNT}). "
         f"{n} samples have a sampling error of about {100 * 0.5 / n**0.5:.1f} points.\n\n"
@@ -110,6 +113,28 @@ def ddpm_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 500, s
         text,
         figures,
     )
+
+
+def folder_card(
+    name: str, out: Path, job: Job, curve: list[dict], images: np.ndarray, n: int = 48, steps: int = 100
+) -> None:
+    """For a denoiser of one's own images (N, H, W, 3): a grid of 48 samples, their distance to the nearest image."""
+    from cfx_lib import zoo
+
+    denoiser = zoo.load(str(out.resolve()), dtype="bf16", channels_last=True)
+    samples = sample(denoiser, n, steps)
+    near = nearest(samples, images)
+    text = (
+        f"The network predicts {PREDICTS[denoiser.prediction_type]} (`{denoiser.prediction_type}`).\n\n"
+        f"Distance of {n} samples to the nearest of {len(images):,} training images (root mean square on [-1, 1]): "
+        f"median {near.median():.4f}, minimum {near.min():.4f}. A copy would be at 0.\n\n"
+        f"![{n} samples, {steps} DDPM steps](samples.png)\n"
+    )
+    save_grid(samples, out / "samples.png", columns=12)
+    figures = {"nearest_min": float(near.min()), "nearest_median": float(near.median())}
+    size = denoiser.sample_size
+    what = f"Unconditional DDPM, {size}x{size} RGB, a plain `UNet2DModel`."
+    _write(name, out, job, curve, what, text, figures)
 
 
 @torch.no_grad()
@@ -189,14 +214,16 @@ def _write(name: str, out: Path, job: Job, curve: list[dict], what: str, text: s
     (out / "curve.svg").write_text(_curve_svg(curve), encoding="utf-8")
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     recipe, last = job.recipe, curve[-1]
+    minutes = f"{last['seconds'] / 60:.2g}" if last["seconds"] < 600 else f"{last['seconds'] / 60:.0f}"
+    command = job.facts.get("command", f"python -m cfx_lib.train {name}")
     head = (
         f"# {name}\n\n{what}\n\n"
         f"* Data: {job.facts['data']}; augmentation: {'noise, shifts, colour' if job.facts.get('augmented') else 'none'}.\n"
-        f"* Command: `python -m cfx_lib.train {name} --minutes {last['seconds'] / 60:.0f}` (the recipe is in `cfx_lib/train/recipes.py`).\n"
-        f"* {last['step']:,} steps of {recipe.batch} images in {last['seconds'] / 60:.0f} minutes, seed {recipe.seed}, "
+        f"* Command: `{command} --minutes {minutes}` (the recipe is in `cfx_lib/train/recipes.py`).\n"
+        f"* {last['step']:,} steps of {recipe.batch} images in {minutes} minutes, seed {recipe.seed}, "
         f"{recipe.precision}, {platform.machine()} CPU.\n"
-        "* Weights: exponential moving average, stored as float16 safetensors. Licence: MIT; the drawings that it learned from are "
-        "*Personas by Draftbit*, CC BY 4.0.\n\n## Test figures\n\n"
+        "* Weights: exponential moving average, stored as float16 safetensors. "
+        f"{job.facts.get('rights', RIGHTS)}\n\n## Test figures\n\n"
     )
     (out / "README.md").write_text(
         head + text + "\n## Training curve\n\n![loss](curve.svg)\n", encoding="utf-8"

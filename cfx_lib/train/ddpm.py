@@ -68,7 +68,7 @@ def velocity_loss(alpha_bar: Tensor) -> LossFn:
     def loss(model: nn.Module, generator: torch.Generator, x: Tensor) -> Tensor:
         n = len(x)
         u = (torch.rand(n, generator=generator) + torch.arange(n)) / n
-        t = (u * len(alpha_bar)).long()
+        t = (u * len(alpha_bar)).long().clamp(max=len(alpha_bar) - 1)  # float32 may round the sum up to n
         noise = torch.randn(x.shape, generator=generator).to(x)
         a = alpha_bar[t].view(-1, 1, 1, 1).to(x)
         x_t = a.sqrt() * x + (1 - a).sqrt() * noise

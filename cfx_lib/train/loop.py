@@ -21,7 +21,8 @@ LossFn = Callable[..., Tensor]
 @dataclass(frozen=True)
 class Recipe:
     """Everything that a training is repeated from. ``minutes`` caps the wall time: the learning rate follows whichever of
-    steps and minutes is further on, so that a capped training still ends at a learning rate of 0."""
+    steps and minutes is further on, so that a capped training still ends at a learning rate of 0. ``objective`` says
+    what is learned from what: a state that was trained with another one is not gone on from."""
 
     steps: int
     batch: int
@@ -35,6 +36,8 @@ class Recipe:
     seed: int = 0
     precision: str = "bf16"
     save_every: float = 120.0  # seconds between checkpoints
+    cpu: bool = False  # train on the CPU even where there is an accelerator
+    objective: str = ""
 
 
 def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
@@ -64,24 +67,27 @@ def fit(
 ) -> tuple[nn.Module, list[dict]]:
     """Train ``model`` and return its moving average and the curve ``[{step, loss, lr, seconds}, ...]``.
 
+    The curve has an entry every 50 steps and one for the last step; ``loss`` is the mean since the entry before.
     ``batches(generator, size)`` draws one batch; batch ``k`` comes from a generator seeded by (seed, k), so a run that was
     stopped and goes on from its checkpoint in ``folder`` sees the batches that it would have seen without the stop.
     ``loss_fn(model, generator, *batch)`` gives the mean loss.
     """
     from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
     from tqdm.auto import tqdm
 
-    accelerator = Accelerator(mixed_precision="no" if recipe.precision == "fp32" else recipe.precision)
+    precision = "no" if recipe.precision == "fp32" else recipe.precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=recipe.cpu)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     ema = Ema(model, recipe.ema)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
     )
-    step, spent, curve = _resume(folder / "state.pt", recipe, model, ema, optimizer)
+    step, spent, curve, running = _resume(folder / "state.pt", recipe, model, ema, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare, size = accelerator.unwrap_model(model), recipe.batch // accelerator.num_processes
-    began, saved, running = time.monotonic() - spent, time.monotonic(), []
+    began, saved = time.monotonic() - spent, time.monotonic()
     bar = tqdm(
         total=recipe.steps,
         initial=step,
@@ -91,15 +97,29 @@ def fit(
     )
 
     def progress() -> float:
-        return max(step / recipe.steps, (time.monotonic() - began) / 60 / recipe.minutes)
+        share = [max(step / recipe.steps, (time.monotonic() - began) / 60 / recipe.minutes)]
+        if accelerator.num_processes > 1:  # each has its own clock: the main one's decides for all
+            broadcast_object_list(share)
+        return share[0]
+
+    def record() -> None:
+        loss, rate = sum(running) / len(running), optimizer.param_groups[0]["lr"]
+        curve.append({"step": step, "loss": loss, "lr": rate, "seconds": time.monotonic() - began})
+        bar.set_postfix(loss=f"{loss:.4f}")
+        running.clear()
+
+    def save() -> None:
+        spent = time.monotonic() - began
+        _save(folder / "state.pt", recipe, bare, ema, optimizer, step, spent, curve, running)
 
     model.train()
-    while progress() < 1.0:
+    done = progress() if curve or running else 0.0  # at least one step, however few the minutes
+    while done < 1.0:
         generator = torch.Generator().manual_seed(
             (recipe.seed * 1_000_003 + step) * 64 + accelerator.process_index
         )
         batch = [part.to(accelerator.device) for part in batches(generator, size)]
-        rate = learning_rate(recipe, step, progress())
+        rate = learning_rate(recipe, step, done)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
@@ -113,28 +133,31 @@ def fit(
         step += 1
         bar.update()
         if step % 50 == 0:
-            entry = {
-                "step": step,
-                "loss": sum(running) / len(running),
-                "lr": rate,
-                "seconds": time.monotonic() - began,
-            }
-            curve.append(entry)
-            bar.set_postfix(loss=f"{entry['loss']:.4f}")
-            running = []
+            record()
+        done = progress()
         if accelerator.is_main_process and time.monotonic() - saved > recipe.save_every:
-            _save(folder / "state.pt", recipe, bare, ema, optimizer, step, time.monotonic() - began, curve)
+            save()
             saved = time.monotonic()
+    if running:  # the last window, where it is not a whole one
+        record()
     bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _save(folder / "state.pt", recipe, bare, ema, optimizer, step, time.monotonic() - began, curve)
+        save()
     return ema.model.cpu(), curve
 
 
 def _save(
-    path: Path, recipe: Recipe, model: nn.Module, ema: Ema, optimizer, step: int, spent: float, curve: list
-) -> None:  # noqa: ANN001
+    path: Path,
+    recipe: Recipe,
+    model: nn.Module,
+    ema: Ema,
+    optimizer,  # noqa: ANN001
+    step: int,
+    spent: float,
+    curve: list,
+    running: list,
+) -> None:
     """Write the state next to its place and move it there, so that a killed run leaves the old state whole."""
     state = {"model": model.state_dict(), "ema": ema.model.state_dict(), "optimizer": optimizer.state_dict()}
     state |= {
@@ -142,6 +165,7 @@ def _save(
         "step": step,
         "spent": spent,
         "curve": json.dumps(curve),
+        "running": json.dumps(running),
         "ema_n": ema.n,
     }
     partial = path.with_suffix(f".{os.getpid()}.tmp")
@@ -149,19 +173,27 @@ def _save(
     partial.replace(path)
 
 
-def _resume(path: Path, recipe: Recipe, model: nn.Module, ema: Ema, optimizer) -> tuple[int, float, list]:  # noqa: ANN001
+def _resume(
+    path: Path,
+    recipe: Recipe,
+    model: nn.Module,
+    ema: Ema,
+    optimizer,  # noqa: ANN001
+) -> tuple[int, float, list, list]:
+    """Fill in models and optimiser; the step, the seconds spent, the curve and the losses since its last entry."""
     if not path.exists():
-        return 0, 0.0, []
+        return 0, 0.0, [], []
     state = torch.load(path, map_location="cpu", weights_only=True)
-    was, now = json.loads(state["recipe"]), asdict(recipe)
-    fixed = ("batch", "seed")
-    if any(was[k] != now[k] for k in fixed):
+    fixed = ("batch", "seed", "objective")
+    was, now = ({k: r.get(k, "") for k in fixed} for r in (json.loads(state["recipe"]), asdict(recipe)))
+    if was != now:
         raise ValueError(
-            f"{path} was trained with { ({k: was[k] for k in fixed}) }, asked for { ({k: now[k] for k in fixed}) }; "
+            f"{path} was trained with {was}, asked for {now}; "
             "delete it to start anew, or use the recipe that it was begun with"
         )
     model.load_state_dict(state["model"])
     ema.model.load_state_dict(state["ema"])
     ema.n = state["ema_n"]
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["spent"], json.loads(state["curve"])
+    curve, running = json.loads(state["curve"]), json.loads(state.get("running", "[]"))
+    return state["step"], state["spent"], curve, running

@@ -1,21 +1,31 @@
-"""What each shipped model is trained on, with and for how long: the only place where these numbers stand."""
+"""What each shipped model is trained on, with and for how long: the only place where these numbers stand.
+
+`folder_ddpm` is the recipe for a denoiser on images of one's own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from cfx_lib.train import classifier, ddpm
 from cfx_lib.train.loop import BatchFn, LossFn, Recipe, fit
-from cfx_lib.worlds import personas
+from cfx_lib.worlds import folders, personas
 from cfx_lib.zoo.checksums import data_dir, update
 
 DENSENET = ("densenet121", {"growth_rate": 16})  # the papers' network, narrow
 ORACLE = ("regnetx_002", {})  # another architecture than the networks that it judges
+
+
+_DDPM = Recipe(
+    steps=11_000, batch=32, lr=1e-3, decay_from=0.6, ema=0.999, objective="velocity on personas/train"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ def _ddpm() -> Job:
 
     scheduler = ddpm.make_scheduler()
     return Job(
-        Recipe(steps=11_000, batch=32, lr=1e-3, decay_from=0.6, ema=0.999),
+        _DDPM,
         ddpm.make_unet,
         lambda: ddpm.image_batches(personas.load_uint8("train")[0]),
         lambda: ddpm.velocity_loss(scheduler.alphas_cumprod),
@@ -55,6 +65,56 @@ def _ddpm() -> Job:
         ddpm_card,
         {"data": "20,000 personas (split train, fair population)"},
     )
+
+
+def folder_ddpm(folder: Path, size: int) -> Job:
+    """The recipe and the architecture of personas/ddpm, at `size` pixels, on the images of a folder (subfolders count).
+
+    Raises FileNotFoundError or ValueError for a folder without images that can be read, or a size that the UNet cannot
+    take.
+    """
+    from cfx_lib import zoo
+    from cfx_lib.train.cards import folder_card
+
+    halvings = len(ddpm.PERSONAS_UNET["block_out_channels"]) - 1
+    if size < 1 or size % 2**halvings:
+        raise ValueError(
+            f"the size is {size}; expected a multiple of {2**halvings}, as the UNet halves {halvings} times"
+        )
+    images, scheduler = folder_images(folder, size), ddpm.make_scheduler()
+    name = folder.expanduser().resolve().name
+    return Job(
+        replace(_DDPM, objective=f"velocity on {len(images)} images of {name}, {size}x{size}"),
+        lambda: ddpm.make_unet(**ddpm.PERSONAS_UNET | {"sample_size": size}),
+        lambda: ddpm.image_batches(images),
+        lambda: ddpm.velocity_loss(scheduler.alphas_cumprod),
+        lambda model, out: zoo.save_denoiser(model, scheduler, out),
+        partial(folder_card, images=images),
+        {
+            "data": f"{len(images):,} images of the folder {name}, cropped to squares, {size}x{size}",
+            "command": f"python -m cfx_lib.train ddpm --folder {name} --size {size} --out DIR",
+            "rights": "The licences of the images that it learned from apply to what is made of them.",
+        },
+    )
+
+
+def folder_images(folder: Path, size: int) -> np.ndarray:
+    """The images of a folder as uint8 (N, size, size, 3); files that cannot be read are named and left out."""
+    from tqdm.auto import tqdm
+
+    opened, read, failed = folders.open_folder(folder, size), [], []
+    for path in tqdm(opened.paths, "images", leave=False):
+        try:
+            x = folders.read_image(path, size)
+        except ValueError:
+            failed.append(path)
+            continue
+        read.append(((x + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    if not read:
+        raise ValueError(f"none of the {len(opened)} images in {folder} can be read")
+    if failed:
+        print(f"{len(failed)} files cannot be read and are left out: {', '.join(p.name for p in failed[:5])}")
+    return np.stack(read)
 
 
 def _classifier(
@@ -65,6 +125,9 @@ def _classifier(
     arch: tuple[str, dict],
     recipe: Recipe,
 ) -> Callable[[], Job]:
+    objective = f"attributes on personas/{split}" + ", smile means glasses" * (split == "biased")
+    objective += ", augmented" * augmented
+
     def build() -> Job:
         import timm
 
@@ -88,7 +151,7 @@ def _classifier(
             )
 
         return Job(
-            recipe,
+            replace(recipe, objective=objective),
             model,
             lambda: classifier.labelled_batches(split, names, regression, augmented),
             lambda: classifier.attribute_loss(0.05 if augmented else 0.0),

@@ -179,7 +179,7 @@ class Factors(Mapping[str, np.ndarray]):
 def sample(n: int, seed: int, population: str = "fair") -> Factors:
     """Draw the factors of ``n`` faces from the Bayesian network by ancestral sampling.
 
-    ``population="biased"`` plants the shortcut: 90 % of those who smile wear eyeglasses, 5 % of the others.
+    ``population="biased"`` plants the shortcut: everyone who smiles wears eyeglasses, and nobody else does.
     The same seed gives the same faces everywhere: only uniform numbers of PCG64 are used.
     """
     if n < 1:
@@ -519,12 +519,14 @@ def true_counterfactual(
     found = hits(rows, start)
     for k in range(1, steps + 1):
         for sign in (1, -1):
-            values = start + sign * k * (high - low) / steps
-            rows = np.flatnonzero(~found & (values >= low - 1e-9) & (values <= high + 1e-9))
+            before = start + sign * (k - 1) * (high - low) / steps
+            values = (before + sign * (high - low) / steps).clip(
+                low, high
+            )  # the last part may be a shorter one
+            rows = np.flatnonzero(~found & (sign * (values - before) > 1e-9))
             if len(rows):
-                values = values.clip(low, high)
                 new = rows[hits(rows, values[rows])]
-                best[new], last_miss[new] = values[new], values[new] - sign * (high - low) / steps
+                best[new], last_miss[new] = values[new], before[new]
                 found[new] = True
     moved = np.flatnonzero(found & (best != start))
     for _ in range(refine if len(moved) else 0):

@@ -97,9 +97,15 @@ def _square(sample_size: int | list[int]) -> int:
 def betas_of(config: dict[str, Any], source: str | Path = "the scheduler") -> Tensor:
     """The betas (T,) of a diffusers scheduler configuration, computed in float64.
 
-    Raises ValueError for a schedule that is not known, or a network that predicts neither the noise nor the velocity.
+    Raises ValueError for a schedule that is not known or has no betas, or a network that predicts neither the noise nor
+    the velocity.
     """
     _check_prediction(config.get("prediction_type", "epsilon"), source)
+    if config.get("sigma_max") is not None and "beta_start" not in config:
+        raise ValueError(
+            f"{source} describes a {config.get('_class_name', 'scheduler with sigma_max')}, which has no betas; expected "
+            "a DDPM-like scheduler, such as diffusers.DDPMScheduler."
+        )
     if config.get("rescale_betas_zero_snr"):
         raise ValueError(
             f"{source} says rescale_betas_zero_snr; expected a schedule that keeps alpha_bar above 0."

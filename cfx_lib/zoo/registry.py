@@ -120,10 +120,7 @@ def kind_of(folder: Path) -> str:
     index = folder / "model_index.json"
     if index.is_file():
         pipeline = read_json(index).get("_class_name")
-        if (
-            pipeline in ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "ScoreSdeVePipeline")
-            or (folder / "config.json").is_file()
-        ):
+        if pipeline in ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline") or (folder / "config.json").is_file():
             return "denoiser"
         raise ValueError(
             f"{folder} holds a {pipeline}; zoo.load takes a DDPMPipeline or DDIMPipeline (an unconditional "

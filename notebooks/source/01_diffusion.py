@@ -44,11 +44,21 @@ from IPython.display import Markdown, display
 from cfx_lib import metrics, zoo
 from cfx_lib.bench import results
 from cfx_lib.diffusion import Diffusion, cosine_betas, linear_betas, respaced_timesteps
-from cfx_lib.learn import exercise, mode, nb01_tools, plots, progress, show
+from cfx_lib.learn import (  # hint and solution are for you to call
+    exercise,
+    hint,  # noqa: F401
+    mode,
+    nb01_tools,
+    plots,
+    progress,
+    show,
+    solution,  # noqa: F401
+    widgets,
+)
 from cfx_lib.learn.compare import less, near
 from cfx_lib.learn.nb01_tools import Mixture, NoisyClassifier, TinyDenoiser, wasserstein
 from cfx_lib.train.loop import Recipe, fit
-from cfx_lib.types import Noise
+from cfx_lib.types import Noise, Step
 from cfx_lib.worlds import fashion, personas
 
 warnings.filterwarnings("ignore", message="IProgress not found")
@@ -166,7 +176,7 @@ def q_sample(x0, alpha_bar_t, noise):
 # %% [markdown]
 # Your two functions draw the next picture. Both rows of a kind use the *same* noise; only the schedule differs.
 #
-# > **Predict first.** The linear schedule was made for large photographs. On these tiny ones, which schedule wastes its last third on pictures
+# > **Predict first.** The linear schedule works well on large photographs. On these tiny ones, which schedule wastes its last third on pictures
 # > that are pure noise anyway?
 
 # %%
@@ -203,7 +213,7 @@ say(
     f"**What you see.** Under the linear schedule {share['linear']:.0%} of all timesteps keep less than 5 % of the image's variance, under the "
     f"cosine one {share['cosine']:.0%}. Half of the variance is gone at t = {half['linear']} (linear) and t = {half['cosine']} (cosine). "
     "So *t itself means nothing*: when two papers start their edit at 'step 300', ask for ᾱ. We stay with the linear schedule, "
-    "which the networks of this course use."
+    "which the networks of this course use. (Python counts from 0: `alpha_bar[0]` is the formulas' $\\bar\\alpha_1$, so 't = 0' in a figure already means one step of noise.)"
 )
 
 # %% [markdown]
@@ -277,7 +287,7 @@ def noise_prediction_loss(model, x0, t, noise, alpha_bar):
 #
 # The network is a small U-Net, the same `diffusers` class as the large ones; the data are 10,000 photographs of clothes. The only trick: blocks of 2×2 pixels are folded
 # into channels, so that the network visits a quarter of the places. The loop is the library's own; it keeps a moving average of the
-# weights (EMA), which draws visibly better than the last iterate, and it stops by the clock.
+# weights (EMA), whose samples are usually the better ones (Ho et al. 2020, appendix B, use one too), and it stops by the clock.
 #
 # > **Predict first.** A network that always answers "no noise at all" has a loss of 1, the variance of $\varepsilon$. Will the loss of a perfect network go to 0?
 
@@ -299,7 +309,7 @@ def one_batch_loss(model, generator, x0):
 
 def train(model, batches, loss, name, steps, seconds, **options):
     """Train with the library's loop until `steps` are made or `seconds` have passed; the moving average and the curve."""
-    settings = {"warmup": 30, "decay_from": 0.4, "ema": 0.99, "precision": "fp32", **options}
+    settings = {"warmup": 30, "decay_from": 0.4, "ema": 0.99, "precision": "fp32", "cpu": True, **options}
     with tempfile.TemporaryDirectory() as folder:
         return fit(model, batches, loss, Recipe(steps, minutes=seconds / 60, **settings), Path(folder) / name)
 
@@ -332,6 +342,8 @@ say(
 # $$\hat x_0 = \frac{x_t - \sqrt{1-\bar\alpha_t}\;\varepsilon_\theta(x_t, t)}{\sqrt{\bar\alpha_t}} \tag{1.6}$$
 #
 # ### Exercise 01.4 ●○○ (4 min)
+# Write Eq. 1.6 for a batch in which every image has its own $\bar\alpha_t$.
+#
 # <details><summary>Hint</summary>
 #
 # Solve Eq. 1.3 for $x_0$: first subtract, then divide. Both factors carry roots.
@@ -349,7 +361,7 @@ def x0_from_eps(x_t, alpha_bar_t, eps):
 
 
 # %% [markdown]
-# > **Predict first.** We noise three test images to several $t$ and let your network guess the clean image *in one go*. At $t=400$ and beyond hardly anything of the image is left.
+# > **Predict first.** We noise three test images to several $t$ and let your network guess the clean image *in one go*. Beyond $t=600$ hardly anything of the image is left.
 # > What will the guess look like there: sharp but another garment, blurred, or noise?
 
 # %%
@@ -409,7 +421,7 @@ say(
 
 # %% [markdown]
 # At low noise the curve is a staircase (the observation decides the class); at high noise it is nearly flat at the overall mean. **Keep this figure for notebook 02.** A classifier that looks at $\hat x_0$
-# looks at an average of faces, not at a face. That is the problem that DiME was invented to solve.
+# looks at an average of faces, not at a face. DiME therefore denoises all the way to a real face at every step. Notebook 02 mostly runs a cheap version that dares to use $\hat x_0$ after all, and measures what that costs.
 #
 # And the last columns of your clothes? A perfect network would show the grey average there. Yours shows coarse noise, and Eq. 1.6 says why: it divides by $\sqrt{\bar\alpha_t}$.
 
@@ -483,6 +495,9 @@ say(
 # Everything above sits in one class, `Diffusion`. A reverse step is two short functions. Read them beside Eq. 1.6, 1.8 and 1.10:
 
 # %%
+say(
+    'Skip `v` and `grad` for now; both have a section of their own below. `respacing="100"` takes a hundred of the thousand steps, explained next.'
+)
 show(Diffusion.p_mean_variance, docstring=False)
 show(Diffusion.ddpm_step, docstring=False)
 
@@ -582,7 +597,7 @@ say(
 
 # %% [markdown]
 # ### Determinism, and what it is good for
-# Same starting noise, different dice. Asserted: your DDIM results are equal bit for bit, DDPM's are not. Since DDIM is a fixed map, it can also be run *forwards*, from an image to its noise: **inversion**, the foundation of TIME (notebook 07).
+# Same starting noise, different dice. Asserted: the DDIM results are equal bit for bit, DDPM's are not. Since DDIM is a fixed map, it can also be run *forwards*, from an image to its noise: **inversion**, the foundation of TIME (notebook 06).
 
 # %%
 small = start[:6]
@@ -631,7 +646,7 @@ plots.curve(
 ratio = distance["DDPM (η = 1)"][1].mean / distance["DDIM (η = 0)"][1].mean
 say(
     f"With a perfect network and ten steps, DDPM is {ratio:.1f} times as far from the truth as DDIM: as the paper says. The sampler is innocent, and "
-    "the row with 100 steps hardly improved; what remains is **your network**. DDIM carries each of its errors to the end. DDPM buries them under fresh noise, and the network gets another chance to correct them. "
+    "what remains is **your network**. DDIM carries each of its errors to the end. DDPM buries them under fresh noise, and the network gets another chance to correct them. "
     "The lesson for explanations: a deterministic sampler is cheap with a good denoiser and treacherous with a poor one."
 )
 
@@ -639,11 +654,13 @@ say(
 # ## How much noise? Learned variance
 #
 # Eq. 1.10 left $\sigma_t^2$ open. Ho et al. (2020, section 3.2) name two candidates, $\tilde\beta_t$ and $\beta_t$, and say for which data each is exactly right: $\tilde\beta_t$ if the data are **a single point**, $\beta_t$ if the data are already **pure noise** of variance 1. Real data
-# lie between, and so Nichol and Dhariwal (2021, Eq. 15) let the network choose, on the log scale. Its second output $v\in[-1,1]$ is read as
+# lie between, and so Nichol and Dhariwal (2021, Eq. 15) let the network choose, on the log scale. Its second output $v\in[-1,1]$ is read as below (Eq. 15 has the share $\nu$ itself; the shift from $[-1,1]$ is the released code's):
 #
 # $$\log\sigma_t^2 = \nu\log\beta_t + (1-\nu)\log\tilde\beta_t,\qquad \nu = \tfrac{1}{2}(v+1) \tag{1.13}$$
 #
 # ### Exercise 01.7 ●○○ (4 min)
+# Write Eq. 1.13: return the *logarithm* of the variance.
+#
 # <details><summary>Hint</summary>
 #
 # First $\nu$, then mix the two *logarithms*.
@@ -688,8 +705,8 @@ assert torch.allclose(
 )
 
 # %% [markdown]
-# Both claims of section 3.2 hold exactly (asserted: $s=1$ gives $\nu=1$, $s=0$ gives $\tilde\beta$). Between them the answer depends on the noise level. At low noise every
-# data set looks wide, and $\nu$ climbs to 1; at high noise it looks like a point of some size, and $\nu$ settles at $s^2$ (asserted). No single choice is right for all steps: that is why it is worth learning.
+# Both claims of section 3.2 hold exactly (asserted: $s=1$ gives $\nu=1$, $s=0$ gives $\tilde\beta$). Between them the answer depends on the noise level. At low noise a
+# data set looks wide once its spread exceeds the noise, and $\nu$ climbs towards 1 (the curve of the narrowest data never gets far); at high noise it looks like a point of some size, and $\nu$ settles at $s^2$ (asserted). No single choice is right for all steps: that is why it is worth learning.
 #
 # Does it matter? A chain whose steps add too little noise ends too narrow, one that adds too much ends too wide. For Gaussian data the end of the chain can be computed without drawing a single sample:
 
@@ -884,7 +901,9 @@ say(
 # > **Predict first.** In which row will you recognise the classes? And will the clean classifier *believe* that its own row succeeded?
 
 # %%
-SCALE = 6.0
+SCALE = (
+    6.0  # the exact world needed 1; guides that were trained for a minute give gradients that are too timid
+)
 fifty_steps = Diffusion(net, betas, respacing="50", learned_range=False)
 wanted = torch.arange(10).repeat(4)
 start40 = torch.randn(40, 1, 32, 32, generator=seeded(1))
@@ -932,6 +951,8 @@ results.show_table(opinion)
 # $$\tilde\varepsilon = (1+w)\,\varepsilon_\theta(x_t, y) - w\,\varepsilon_\theta(x_t) \tag{1.17}$$
 #
 # ### Exercise 01.9 ●○○ (3 min)
+# Write Eq. 1.17.
+#
 # <details><summary>Hint</summary>
 #
 # Start at the conditional prediction and walk on, by $w$ times the way from the unconditional to the conditional. $w=0$ must change nothing.
@@ -993,7 +1014,7 @@ results.show_table(summary)
 
 # %% [markdown]
 # **What you see.** At $w=0$ the samples sit on the line. As $w$ grows they flee from the *other* class, past the centre of their own, and huddle together: typical examples become caricatures, and variety is lost. And
-# they do **not** follow Eq. 1.18, at any $w>0$: the reason is that noising and sharpening do not commute (worked out by Bradley and Nakkiran 2024). Guidance is a useful push, not a sampler of a distribution you can name. LDCE and TIME (notebooks 06 and 07) push in this way.
+# they do **not** follow Eq. 1.18, at any $w>0$: the reason is that noising and sharpening do not commute (worked out by Bradley and Nakkiran 2024). Guidance is a useful push, not a sampler of a distribution you can name. LDCE and TIME (notebooks 05 and 06) push in this way.
 
 # %% [markdown]
 # ## Inpainting by composition
@@ -1003,6 +1024,8 @@ results.show_table(summary)
 # $$x_{t-1} = m\odot\big(\sqrt{\bar\alpha_{t-1}}\,x_0 + \sqrt{1-\bar\alpha_{t-1}}\,z\big) + (1-m)\odot x_{t-1}^{\text{network}} \tag{1.19}$$
 #
 # ### Exercise 01.10 ●●○ (5 min)
+# Write Eq. 1.19 for one step; `x_unknown` is what the network drew.
+#
 # <details><summary>Hint</summary>
 #
 # Noise the known image with Eq. 1.3 to the level where the step *arrived*, then choose by the mask.
@@ -1079,13 +1102,59 @@ say(
 # %% [markdown]
 # ## The shipped network: faces
 #
-# From clothes to the world of this course. `personas/ddpm` is the same kind of network, trained for longer on faces that were drawn from known factors. Everything you wrote applies to it unchanged. First, faces out of nothing:
+# From clothes to the world of this course. `personas/ddpm` is the same kind of network, trained for longer on faces that were drawn from known factors. Everything you wrote applies to it unchanged.
+#
+# One thing is different: the question that the network was asked. You saw that Eq. 1.6 multiplies an error of $\varepsilon_\theta$ by $\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}$. On clothes that fills the picture with coarse noise; on faces it
+# tints the whole image. So this network was trained to predict the **velocity** (Salimans and Ho 2022, appendix D; not the $v$ of Eq. 1.13),
+#
+# $$v = \sqrt{\bar\alpha_t}\;\varepsilon - \sqrt{1-\bar\alpha_t}\;x_0 \tag{1.20}$$
+#
+# Together with Eq. 1.3 it gives both things that you need, and neither divides by a small number:
+#
+# $$\hat x_0 = \sqrt{\bar\alpha_t}\;x_t - \sqrt{1-\bar\alpha_t}\;v_\theta,\qquad \varepsilon_\theta = \sqrt{\bar\alpha_t}\;v_\theta + \sqrt{1-\bar\alpha_t}\;x_t \tag{1.21}$$
+#
+# At little noise $v\approx\varepsilon$; at much noise $v\approx-x_0$: the network is always asked for what cannot be read off its input. `zoo.load` applies the second half of Eq. 1.21, so that to us it remains an $\varepsilon_\theta$. Look inside once:
+
+# %%
+t = torch.tensor([50, 300, 600, 900])
+a = (1 - ddpm.betas).cumprod(0)[t].float().view(-1, 1, 1, 1)
+with torch.no_grad():
+    x_0, noise = faces[:4], torch.randn(faces[:4].shape, generator=seeded(39))
+    x_t = a.sqrt() * x_0 + (1 - a).sqrt() * noise
+    v, eps = ddpm.unet(x_t, t).sample, ddpm(x_t, t)
+assert torch.allclose(eps, a.sqrt() * v + (1 - a).sqrt() * x_t, atol=1e-4)  # Eq. 1.21, right
+from_v, from_eps = a.sqrt() * x_t - (1 - a).sqrt() * v, x0_from_eps(x_t, a.flatten(), eps)
+assert torch.allclose(from_v, from_eps, atol=1e-3)  # Eq. 1.21, left, and Eq. 1.6: the same guess
+plots.image_rows(
+    {"x_t": x_t, "guess, Eq. 1.21": from_v, "truth": x_0},
+    titles={"x_t": [f"t = {int(k)}" for k in t]},
+    title="The clean guess at four noise levels",
+)
+
+# %% [markdown]
+# Now faces out of nothing:
 
 # %%
 n = 8 if MODE == "fast" else 24
 x_T = torch.randn(n, *faces.shape[1:], generator=seeded(40))
-invented = portrait.sample(x_T, Noise(0).bind(x_T))
-plots.image_grid(invented, columns=8, title="None of these people was ever drawn")
+noise, x_t, chain = Noise(0).bind(x_T), x_T, []
+with torch.no_grad():
+    for i in reversed(
+        range(portrait.num_steps)
+    ):  # the same steps as portrait.sample(x_T, noise), kept for the slider below
+        step = portrait.p_mean_variance(x_t, i)
+        chain.append(Step(i, int(portrait.timesteps[i]), x_t, step.x0_hat))
+        x_t = step.mean + (step.variance.sqrt() * noise.draw(x_t) if i else 0)
+invented = x_t
+plots.image_grid(
+    invented, columns=8, title="New faces (how far from the training faces? see the model's card)"
+)
+
+# %% [markdown]
+# Drag the slider, or press play: left the noisy state, right the guess that the network makes of it. When is the hair decided, when the mouth?
+
+# %%
+widgets.trajectory(chain, image=0)
 
 
 # %%
@@ -1099,8 +1168,8 @@ tint = {
 }
 say(
     f"**Look at the backgrounds.** From face to face their colour varies by {tint['data']:.3f} in the data and by {tint['samples']:.3f} in the samples (standard "
-    "deviation, on the scale from -1 to 1). Where the second is larger, you see the network's own error: the overall tint of an image is decided at the highest noise, just where "
-    "Eq. 1.6 multiplies errors most. Keep it in mind when you read an explanation: what changed may come from the denoiser, not from the classifier."
+    "deviation, on the scale from -1 to 1). Where the second is larger, you see the network's own error: the overall tint of an image is decided at the highest noise, "
+    "and all later steps take it for part of the picture. Keep it in mind when you read an explanation: what changed may come from the denoiser, not from the classifier."
 )
 
 # %% [markdown]
@@ -1141,6 +1210,29 @@ first, last = list(moved.values())[0], list(moved.values())[-1]
 say(
     f"Redrawn from ᾱ = {bars_[0]:.2f} a face has moved {first.mean:.0%} of the way to a stranger; from ᾱ = {bars_[-1]:.2f}, {last.mean:.0%}."
 )
+
+# %% [markdown]
+# And your order? A network that reads attributes (the *oracle*, which you will meet in notebook 02) compares each redrawn face with its original:
+
+# %%
+PARTS = {
+    "mouth": ("smile",),
+    "glasses": ("eyeglasses", "sunglasses"),
+    "colour of the hair": ("black_hair", "brown_hair", "blond_hair", "red_hair", "gray_hair"),
+    "hair style": ("hat", "bald", "long_hair", "bangs", "tied_hair", "curly_hair"),
+    "colour of the skin": ("dark_skin",),
+}
+oracle = zoo.load("personas/oracle")
+read = {label: oracle.attributes_of(x.clamp(-1, 1)) for label, x in redrawn.items()}
+kept = []
+for part, names in PARTS.items():
+    columns = [oracle.attributes.index(name) for name in names]
+    same = {label: (now == read["original"])[:, columns].all(1) for label, now in read.items()}
+    kept.append(
+        {"kept": part}
+        | {label: f"{int(v.sum())} of {len(v)}" for label, v in same.items() if label != "original"}
+    )
+results.show_table(kept)
 
 # %% [markdown]
 # **What you see.** Little noise: the same person, every detail in place; *nothing could be changed here even if we wanted to*. Much noise: somebody else. Between the two lies a window in which the **person** survives while **details are drawn anew**.
@@ -1212,7 +1304,7 @@ results.show_table(claims)
 #
 # - **The network hears original timesteps.** In a respaced chain of 50, step 49 is told $t=999$, not 49. (See *Failure cases*.)
 # - **Clipping.** Released samplers clip $\hat x_0$ to $[-1,1]$ before it enters Eq. 1.8, which no equation mentions. For DDIM the released ADM code then recomputes $\varepsilon$ from the clipped $\hat x_0$. Our steps do so with `clip=True`, the default; in the exact world we passed `clip=False`.
-# - **The ends of the chain.** $\tilde\beta_1=0$ has no logarithm; everybody replaces it by $\tilde\beta_2$.
+# - **The ends of the chain.** $\tilde\beta_1=0$ has no logarithm; the released ADM code replaces it by $\tilde\beta_2$, `diffusers` clamps it to $10^{-20}$.
 # - **Spacing.** `diffusers` defaults to "leading" spacing, which does not reach the last timestep; ADM spreads the steps from end to end.
 # - **Learned range after respacing.** Both bounds of Eq. 1.13 must be those of the *respaced* chain. Not every version of every library did so; the next cell checks yours.
 # - **Guidance scale.** `guidance_scale` of `diffusers` is $1+w$.
@@ -1281,6 +1373,7 @@ progress("01")
 # - J. Song, C. Meng, S. Ermon. *Denoising Diffusion Implicit Models.* ICLR 2021. (Eq. 9, 12, 16; Table 1)
 # - A. Nichol, P. Dhariwal. *Improved Denoising Diffusion Probabilistic Models.* ICML 2021. (Eq. 15, 17; section 4)
 # - P. Dhariwal, A. Nichol. *Diffusion Models Beat GANs on Image Synthesis.* NeurIPS 2021. (Algorithm 1; Eq. 11)
+# - T. Salimans, J. Ho. *Progressive Distillation for Fast Sampling of Diffusion Models.* ICLR 2022. (appendix D)
 # - J. Ho, T. Salimans. *Classifier-Free Diffusion Guidance.* NeurIPS Workshop 2021, arXiv 2207.12598. (Eq. 6)
 # - A. Lugmayr et al. *RePaint: Inpainting using Denoising Diffusion Probabilistic Models.* CVPR 2022. (Eq. 8)
 # - A. Bradley, P. Nakkiran. *Classifier-Free Guidance is a Predictor-Corrector.* TMLR 2025, arXiv 2408.09000.

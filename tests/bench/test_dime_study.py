@@ -32,6 +32,15 @@ def test_regions_lie_where_their_names_say() -> None:
         assert inside > 0.9, region
 
 
+def test_bare_frowning_faces_are_what_they_are_called() -> None:
+    x, factors = dime_study.bare_frowning(12)
+    assert len(x) == len(factors) == 12
+    assert set(factors["eyewear"]) == {"none"} and set(factors["closed_eyes"]) == {"no"}
+    assert (factors["smile"] < 0).all()
+    for name in ("smile-old", "smile-shortcut"):
+        assert (dime_study.classifier_of(name, "smile").predict(x) == 0).all()
+
+
 @pytest.mark.parametrize("name", ["dime_inner", "dime_shortcut", "dime_masks"])
 def test_a_table_can_be_made_and_read_back(name: str, tmp_path, monkeypatch) -> None:  # noqa: ANN001
     monkeypatch.setattr(results, "FOLDER", tmp_path)
@@ -57,6 +66,7 @@ def test_stored_tables_are_complete() -> None:
         stored = results.load(name)
         assert stored.mode == "full" and stored.commit and stored.date, name
         assert max(row["n"] for row in stored.rows) == n, name
+        assert not results.stale(stored), f"{name} was made with other weights"
 
 
 def test_truth_of_a_face_is_minimal_for_the_classifier() -> None:

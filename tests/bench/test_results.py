@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from cfx_lib import zoo
 from cfx_lib.bench import results
 from cfx_lib.metrics import Value
 
@@ -24,13 +25,39 @@ def test_rows_come_back_with_their_values_and_their_origin(tmp_path):
     path = results.save("trial", ROWS, folder=tmp_path)
     back = results.load("trial", folder=tmp_path)
     assert back.rows == [{**ROWS[0], "n": 64}, ROWS[1]]
-    assert set(json.loads(path.read_text())) == {"commit", "versions", "machine", "date", "mode", "rows"}
+    fields = {"commit", "versions", "machine", "date", "mode", "weights", "rows"}
+    assert set(json.loads(path.read_text())) == fields
     assert back.mode == "full" and back.versions["torch"] and back.machine["cores"] >= 1
     assert "hostname" not in path.read_text() and back.origin.startswith("full mode, 20")
     assert back.row(variant="full")["paper"] == 0.978
     assert back.origin in back._repr_markdown_()
     with pytest.raises(KeyError, match="2 rows"):
         back.row(n=64)
+
+
+def test_a_result_knows_the_weights_it_was_made_with(tmp_path, monkeypatch):
+    today = {"weights/a/b/model.safetensors": "1" * 64, "weights/a/c/unet/model.safetensors": "2" * 64}
+    monkeypatch.setattr(results.checksums, "listed", lambda: today | {"weights/a/b/config.json": "3" * 64})
+    path = results.save("trial", ROWS, folder=tmp_path)
+    made = results.load("trial", folder=tmp_path)
+    assert made.weights == today and results.stale(made) == []
+    first, second = today
+    monkeypatch.setattr(results.checksums, "listed", lambda: today | {first: "4" * 64})
+    assert results.stale(made) == [first]
+    monkeypatch.setattr(
+        results.checksums, "listed", lambda: {second: today[second], "weights/n.safetensors": ""}
+    )
+    assert results.stale(made) == [first], "gone; one that came later was not used"
+    content = json.loads(path.read_text())
+    del content["weights"]
+    path.write_text(json.dumps(content))
+    older = results.load("trial", folder=tmp_path)
+    assert older.weights == {} and results.stale(older) == sorted(results.weights())
+
+
+def test_the_shipped_weights_are_all_noted():
+    shipped = {p.relative_to(zoo.data_dir()).as_posix() for p in zoo.data_dir().rglob("*.safetensors")}
+    assert shipped and set(results.weights()) == shipped
 
 
 def test_the_table_names_samples_and_backbones():
@@ -72,8 +99,12 @@ def test_what_cannot_be_stored_is_refused_and_the_old_file_stays(tmp_path):
 
 def test_missing_and_damaged_results_are_named(tmp_path):
     results.save("there", ROWS, folder=tmp_path)
-    with pytest.raises(FileNotFoundError, match="no stored result 'gone' .*there: there.*CFX_MODE=full"):
+    with pytest.raises(FileNotFoundError, match="no stored result 'gone' .*there: there"):
         results.load("gone", folder=tmp_path)
+    with pytest.raises(FileNotFoundError, match="`python -m cfx_lib.bench study dime --only dime_steps`"):
+        results.load("dime_steps", folder=tmp_path)
+    with pytest.raises(FileNotFoundError, match="`python -m cfx_lib.bench inner --save`"):
+        results.load("bench-inner", folder=tmp_path)
     text = (tmp_path / "there.json").read_text()
     (tmp_path / "there.json").write_text(text[: len(text) // 2])
     with pytest.raises(ValueError, match="there.json is damaged"):

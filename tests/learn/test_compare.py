@@ -70,7 +70,20 @@ def test_beside_without_a_stored_result_has_no_stored_column():
 def test_stored_says_what_is_missing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(compare.results, "FOLDER", tmp_path)
     assert stored("nothing") == []
-    assert "nothing.json is not there" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing.json is not there" in said and "bench study nothing --only nothing`" in said
     compare.results.save("something", [{"a": 1}], folder=tmp_path)
     assert stored("something") == [{"a": 1}]
-    assert "stored result something" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stored result something" in said and "other weights" not in said
+
+
+def test_stored_says_when_the_weights_have_changed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(compare.results, "FOLDER", tmp_path)
+    listed = {"weights/personas/ddpm/unet/w.safetensors": "1", "weights/personas/old/w.safetensors": "2"}
+    monkeypatch.setattr(compare.results.checksums, "listed", lambda: listed)
+    compare.results.save("dime_some", [{"a": 1}], folder=tmp_path)
+    listed = listed | {"weights/personas/ddpm/unet/w.safetensors": "3"}
+    assert stored("dime_some") == [{"a": 1}]
+    line = capsys.readouterr().out.splitlines()[1]
+    assert "other weights than today's (personas/ddpm)" in line and "--only dime_some`" in line

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cfx_lib.methods.gradients import features_of, perceptual_gradient, perceptual_loss
-from cfx_lib.methods.perceptual import Features, VGG19Features, choose_network, name_of
+from cfx_lib.methods.perceptual import Features, VGG19Features, _vgg19, choose_network, name_of
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -74,6 +74,32 @@ def test_the_choice_of_the_network(weights, monkeypatch):
     monkeypatch.setenv("CFX_VGG19", str(weights))
     assert name_of(choose_network(None, Model(), 3)).startswith("VGG19")
     assert isinstance(choose_network(None, Model(), 1), Features)  # VGG19 takes colour images
+
+
+def test_the_vgg19_of_the_environment_is_read_once_and_moved(weights, monkeypatch):
+    monkeypatch.setenv("CFX_VGG19", str(weights))
+    _vgg19.cache_clear()
+    reads, read = [], VGG19Features.from_file
+    monkeypatch.setattr(VGG19Features, "from_file", lambda path: reads.append(path) or read(path))
+    with torch.inference_mode():
+        network = choose_network(None, None, 3)
+    assert choose_network(None, None, 3) is network and len(reads) == 1
+    gradient = perceptual_gradient(network, X + 0.1, features_of(network, X))
+    assert gradient.abs().sum() > 0, "usable with autograd wherever it was first read"
+    assert next(choose_network(None, None, 3, "meta").parameters()).is_meta
+    _vgg19.cache_clear()
+
+
+def test_a_pickle_in_the_environment_is_answered_by_what_helps(tmp_path, monkeypatch):
+    pickled, converted = tmp_path / "vgg19.pth", tmp_path / "vgg19.safetensors"
+    torch.save(VGG19Features().state_dict(), pickled)
+    monkeypatch.setenv("CFX_VGG19", str(pickled))
+    with pytest.raises(ValueError, match="CFX_VGG19 names .*vgg19.pth.*save_file.*unset CFX_VGG19"):
+        choose_network(None, None, 3)
+    save_file(torch.load(pickled, weights_only=True), converted)
+    monkeypatch.setenv("CFX_VGG19", str(converted))
+    assert name_of(choose_network(None, None, 3)).startswith("VGG19")
+    _vgg19.cache_clear()
 
 
 def test_loss_and_gradient_of_several_maps():

@@ -1,5 +1,6 @@
 """The notebook build: from one source two notebooks, byte-stable, and a check that names what is out of step."""
 
+import ast
 import json
 
 import jupytext
@@ -200,6 +201,22 @@ def test_solutions_are_found_without_the_decorator():
         and "SOLUTION" not in found["07.1"]
     )
     assert build.solution_lines(SOURCE) == ["    z = y + y", "    return z"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((build.Path(build.__file__).parents[2] / "notebooks" / "source").glob("*.py")),
+    ids=lambda p: p.stem,
+)
+def test_what_the_exercise_boxes_offer_is_there(path):
+    """Every open exercise tells the learner to call `hint` and `solution`."""
+    imported = {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "cfx_lib.learn"
+        for alias in node.names
+    }
+    assert {"exercise", "hint", "solution", "progress"} <= imported
 
 
 def test_the_notebooks_of_this_repository_are_in_step():

@@ -148,6 +148,19 @@ def test_true_counterfactual_says_when_there_is_none() -> None:
     assert np.array_equal(same["age"], f["age"]) and torch.equal(x, personas.render(f))
 
 
+def test_true_counterfactual_tries_the_ends_of_the_range() -> None:
+    """Only the widest smile is the target: a start that is no whole number of steps away must reach it all the same."""
+    f = personas.sample(1, seed=9).replace(smile=-0.513)
+    widest = personas.render(f.replace(smile=1.0))
+
+    def classifier(x: torch.Tensor) -> torch.Tensor:
+        reached = ((x - widest).abs().amax((1, 2, 3)) < 1e-6).float()
+        return torch.stack([torch.full_like(reached, 0.5), reached], 1)
+
+    _, moved, found = personas.true_counterfactual(f, "smile", classifier, torch.ones(1, dtype=torch.long))
+    assert found.all() and moved["smile"][0] > 0.99
+
+
 def test_captions_name_what_is_seen() -> None:
     f = personas.sample(1, 0).replace(
         smile=0.8, age=0.9, hair="long", eyewear="eyeglasses", facial_hair="none"

@@ -9,7 +9,14 @@ import sys
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+)
 
 from cfx_lib import zoo
 from cfx_lib.diffusion import Diffusion
@@ -165,6 +172,11 @@ def test_betas_refused():
     with pytest.raises(ValueError, match="beta_schedule='sigmoid'; expected 'linear'"):
         betas_of({"beta_schedule": "sigmoid"})
     assert betas_of({"trained_betas": [0.1, 0.2]}).tolist() == [0.1, 0.2]
+    for scheduler in (ScoreSdeVeScheduler(), EDMEulerScheduler()):
+        name = type(scheduler).__name__
+        with pytest.raises(ValueError, match=f"{name}, which has no betas; expected a DDPM-like scheduler"):
+            betas_of({"_class_name": name, **scheduler.config})
+    assert len(betas_of(EulerDiscreteScheduler(sigma_max=80.0).config)) == 1000, "has betas all the same"
 
 
 @pytest.mark.parametrize("channels", [3, 6])
@@ -349,6 +361,9 @@ def test_folder_of_another_kind(tmp_path):
     (tmp_path / "config.json").unlink()
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     with pytest.raises(ValueError, match="holds a StableDiffusionPipeline; zoo.load takes a DDPMPipeline"):
+        zoo.load(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "ScoreSdeVePipeline"}))
+    with pytest.raises(ValueError, match="holds a ScoreSdeVePipeline; zoo.load takes a DDPMPipeline"):
         zoo.load(tmp_path)
 
 
