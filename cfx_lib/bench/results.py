@@ -32,6 +32,7 @@ _PACKAGES = (
     "dicebear-styles",
     "resvg-py",
 )
+_DECISIVE = ("cfx_lib", "data/weights", "data/personas", "data/fashion")  # what a number can depend on
 _FIELDS = ("commit", "versions", "machine", "date", "mode", "rows")
 
 
@@ -172,11 +173,12 @@ def show_table(rows: Sequence[Mapping[str, Any]], columns: Any = None, *, digits
 
 
 def commit() -> str:
-    """The commit of the checkout, with `+` when files differ from it; `unknown` outside a checkout."""
+    """The commit of the checkout, with `+` when code or data differ from it; `unknown` outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
         head = _git(root, "rev-parse", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *_DECISIVE)
+        return head + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
