@@ -433,7 +433,7 @@ def test_presets_hold_the_numbers_of_the_thesis():
     assert fast.inner == "one-step" and fast.steps == 50 and fast.start == 18
 
 
-@pytest.mark.parametrize("name", ["fast", "fast/brittle", "fast/masked"])
+@pytest.mark.parametrize("name", ["fast", "fast/age", "fast/brittle", "fast/masked"])
 def test_the_fast_presets_start_where_alpha_bar_is_about_a_tenth(name):
     diffusion = Diffusion(None, linear_betas(1000), "50")
     assert 0.05 < diffusion.alpha_bar[DiME.preset(name, None, None).start - 1] < 0.15
