@@ -11,10 +11,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _METHODS = {
+    "ACE": "methods.ace",
+    "BlendedDiffusion": "methods.blended",
     "CFResult": "types",
+    "DVCE": "methods.dvce",
     "DiME": "methods.dime",
     "Noise": "types",
     "PGD": "methods.baselines",
+    "SVCE": "methods.svce",
     "SelfMask": "methods.masks",
 }
 _MODULES = ("bench", "diffusion", "learn", "methods", "metrics", "train", "worlds", "zoo")

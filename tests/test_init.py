@@ -24,3 +24,12 @@ def test_the_names_of_the_package():
     assert all(hasattr(cfx_lib, name) for name in ("zoo", "worlds", "metrics", "diffusion"))
     with pytest.raises(AttributeError, match="has no attribute 'Dime'"):
         _ = cfx_lib.Dime
+
+
+def test_dvce_and_its_baselines_are_exported():
+    from cfx_lib import DVCE, SVCE, BlendedDiffusion
+    from cfx_lib.methods import baselines
+
+    names = {"DVCE": DVCE, "SVCE": SVCE, "BlendedDiffusion": BlendedDiffusion}
+    assert all(name in dir(cfx_lib) and method.__name__ == name for name, method in names.items())
+    assert baselines.SVCE is SVCE and baselines.BlendedDiffusion is BlendedDiffusion

@@ -1,7 +1,9 @@
 """The methods: one paper, one file; every one is a frozen dataclass with the verb `explain`."""
 
-from .baselines import PGD
+from .ace import ACE
+from .baselines import PGD, SVCE, BlendedDiffusion
 from .dime import DiME
+from .dvce import DVCE
 from .masks import SelfMask
 
-__all__ = ["DiME", "PGD", "SelfMask"]
+__all__ = ["ACE", "BlendedDiffusion", "DVCE", "DiME", "PGD", "SVCE", "SelfMask"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
@@ -14,9 +15,13 @@ from cfx_lib.types import frozen_models
 
 __all__ = [
     "Presets",
+    "already_there",
     "check_denoiser",
     "check_inputs",
+    "check_numbers",
     "check_options",
+    "check_robust",
+    "check_same_classes",
     "check_weights",
     "expand_mask",
     "explaining",
@@ -56,6 +61,13 @@ def check_weights(**weights: float) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise ValueError(f"{name} = {weight}; expected a finite number, not negative.")
+
+
+def check_numbers(method: Any, **settings: tuple[bool, str]) -> None:
+    """Check settings of a method given as name=(whether it fits, what is expected). Raises ValueError."""
+    for name, (fits, expected) in settings.items():
+        if not fits:
+            raise ValueError(f"{name} = {getattr(method, name)!r}; expected {expected}.")
 
 
 def check_inputs(
@@ -109,3 +121,35 @@ def expand_mask(mask: Tensor | None, x: Tensor) -> Tensor:
 def probability(logits: Tensor, target: Tensor) -> Tensor:
     """The probability of the target class: (N,K), (N,) -> (N,)."""
     return logits.softmax(1).gather(1, target[:, None]).squeeze(1)
+
+
+def check_robust(robust: Classifier, x: Tensor, logits: Tensor) -> None:
+    """Check by one call that the robust classifier has the classes of `logits` (N,K). Raises ValueError."""
+    known = robust(x)
+    check_logits(known, len(x))
+    check_same_classes(logits.shape[1], known.shape[1])
+
+
+def check_same_classes(first: int | None, second: int | None) -> None:
+    """Check the numbers of classes of a classifier and of the robust one, where both are known. Raises ValueError."""
+    if first is not None and second is not None and first != second:
+        raise ValueError(
+            f"the robust classifier has {second} classes, the classifier to explain {first}; expected the same classes "
+            "in the same order. Give a robust classifier that was trained on the same labels."
+        )
+
+
+def already_there(logits: Tensor, target: Tensor) -> Tensor:
+    """Which images have their target class before anything is done, (N,) bool; a UserWarning names them.
+
+    They are explained like the others (their confidence rises), but their flips mean nothing.
+    """
+    already = logits.argmax(1) == target
+    if already.any():
+        images = already.nonzero().flatten().tolist()
+        warnings.warn(
+            f"images {images} are already given their target class. They are explained all the same and count as "
+            "flipped; leave them out by result.extra['already'], or choose other targets.",
+            stacklevel=3,
+        )
+    return already

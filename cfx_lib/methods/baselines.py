@@ -1,4 +1,4 @@
-"""What counterfactuals are compared with: an attack in pixel space, PGD (Madry et al. 2018), with a mask."""
+"""What counterfactuals are compared with: PGD (Madry et al. 2018) here, SVCE and Blended Diffusion in their files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from tqdm.auto import tqdm
 from cfx_lib.types import CFResult, Counter, NoiseSource, Step
 
 from . import base, presets
+from .blended import BlendedDiffusion
 from .gradients import class_gradient
+from .svce import SVCE
 
-__all__ = ["PGD"]
+__all__ = ["PGD", "SVCE", "BlendedDiffusion"]
 
 UNIT = 2 / 255
 """1/255 of the range [0,1], on the scale [-1,1] of the library's images."""

@@ -44,6 +44,10 @@ def main() -> None:
     job = _folder_job(parser, args) if own else RECIPES[args.name]()
     changes = {k: v for k in ("steps", "minutes", "precision") if (v := getattr(args, k)) is not None}
     job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, **changes))
+    try:
+        job.ready()
+    except (FileNotFoundError, ModuleNotFoundError) as error:
+        parser.error(str(error))
     began = time.time()
     job.run(args.name, args.work / args.name, args.out)
     print(f"{args.name}: done in {(time.time() - began) / 60:.1f} minutes")

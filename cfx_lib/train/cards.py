@@ -6,6 +6,7 @@ import csv
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cfx_lib.train import classifier as training
-from cfx_lib.worlds import personas
+from cfx_lib.worlds import fashion, personas
 
 if TYPE_CHECKING:
     from cfx_lib.train.recipes import Job
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 GATE_POINTS, GATE_COUNT = 5.0, 18  # marginals within 5 points for at least 18 of the 20 attributes
 MARGIN = {"smile": 0.1, "old": 0.05}  # faces nearer to the boundary are ambiguous by construction
 PREDICTS = {"epsilon": "the noise", "v_prediction": "the velocity"}
-RIGHTS = "Licence: MIT; the drawings that it learned from are *Personas by Draftbit*, CC BY 4.0."
+
+LEARNED_FROM = {
+    "personas": "the drawings that it learned from are *Personas by Draftbit*, CC BY 4.0",
+    "fashion": "the photographs that it learned from are *Fashion-MNIST*, MIT, copyright 2017 Zalando SE",
+}
 
 
 def classifier_card(name: str, out: Path, job: Job, curve: list[dict]) -> None:
@@ -91,11 +96,8 @@ def ddpm_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 500, s
     text += (
         f"\n{within} of {len(gap)} marginals within {GATE_POINTS:g} points (gate: {GATE_COUNT}). "
         f"{n} samples have a sampling error of about {100 * 0.5 / n**0.5:.1f} points.\n\n"
-        f"Distance to the nearest of {len(train):,} training faces (root mean square on [-1, 1]): "
-        f"samples: median {near.median():.4f}, minimum {near.min():.4f}; "
-        f"test faces: median {reference.median():.4f}, minimum {reference.min():.4f}. A copy would be at 0.\n\n"
-        f"One call: {1000 * per_call / 32:.2f} ms an image (fp32, batch 32, {torch.get_num_threads()} threads).\n\n"
-        f"![48 samples, {steps} DDPM steps](samples.png)\n"
+        + _distances(near, reference, f"{len(train):,} training faces", "test faces")
+        + _speed_and_samples(per_call, steps)
     )
     save_grid(samples[:48], out / "samples.png", columns=12)
     figures = {
@@ -137,6 +139,147 @@ def folder_card(
     _write(name, out, job, curve, what, text, figures)
 
 
+def fashion_ddpm_card(
+    name: str, out: Path, job: Job, curve: list[dict], n: int = 500, steps: int = 100
+) -> None:
+    """Class marginals of 500 samples against the data's uniform ones, distance to the nearest training image, a grid of 48."""
+    from cfx_lib import zoo
+
+    denoiser, judge = zoo.load(str(out), dtype="bf16", channels_last=True), zoo.load("fashion/resnet")
+    samples = sample(denoiser, n, steps)
+    train, test = fashion.load_uint8("train", whole=True)[0], fashion.load("test", n)[0]
+    p, p_test = (_outputs(judge, x).softmax(1) for x in (samples, test))
+    shares = p.argmax(1).bincount(minlength=len(judge.names)).double() / n
+    uniform = 1 / len(judge.names)
+    gap = 100 * (shares - uniform).abs()
+    rows = [
+        [c, _percent(uniform), _percent(s), f"{g:.1f}"]
+        for c, s, g in zip(judge.names, shares, gap, strict=True)
+    ]
+    near, reference = (nearest(x, train, fashion.to_tensor) for x in (samples, test))
+    per_call = seconds_per_call(zoo.load(str(out)), batch=32)
+    variation = float((shares - uniform).abs().sum() / 2)
+    sure, sure_test = (float(q.amax(1).mean()) for q in (p, p_test))
+    error = 100 * (uniform * (1 - uniform) / n) ** 0.5
+    text = _table(["class", "data", f"{n} samples, read by fashion/resnet", "gap (points)"], rows)
+    text += (
+        f"\nTotal variation distance to the uniform distribution: {variation:.3f}. A share of {n} samples has a sampling error "
+        f"of about {error:.1f} points. Mean confidence of fashion/resnet: {sure:.3f} on the samples, {sure_test:.3f} on test "
+        "images.\n\n"
+        + _distances(near, reference, f"{len(train):,} training images", "test images")
+        + _speed_and_samples(per_call, steps)
+    )
+    save_grid(samples[:48], out / "samples.png", columns=12, scale=3)
+    figures = {
+        "shares": shares.tolist(),
+        "variation": variation,
+        "confidence": sure,
+        "nearest_min": float(near.min()),
+        "nearest_test_min": float(reference.min()),
+    }
+    what = (
+        "Unconditional DDPM on Fashion-MNIST, 32x32 grey, a plain `UNet2DModel` that predicts the velocity."
+    )
+    _write(name, out, job, curve, what, text, figures)
+
+
+def class_card(name: str, out: Path, job: Job, curve: list[dict]) -> None:
+    """Accuracy a class on the 10,000 test images, clean and under noise of 0.5."""
+    from cfx_lib import zoo
+
+    model = zoo.load(str(out))
+    x, labels = fashion.load("test")
+    noise = 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    right, noisy = (_outputs(model, z).argmax(1) == labels for z in (x, x + noise))
+    rows = [
+        [c, _percent(right[labels == k].float().mean()), _percent(noisy[labels == k].float().mean())]
+        for k, c in enumerate(model.names)
+    ]
+    means = [float(r.float().mean()) for r in (right, noisy)]
+    rows.append(["all", *map(_percent, means)])
+    text = _table(["class", f"accuracy, {len(x):,} test images", "with noise of 0.5"], rows)
+    figures = {"accuracy": means[0], "noisy": means[1]}
+    _write(
+        name,
+        out,
+        job,
+        curve,
+        f"Ten-class classifier ({job.facts['arch'][0]}) on Fashion-MNIST.",
+        text,
+        figures,
+    )
+
+
+def robust_card(name: str, out: Path, job: Job, curve: list[dict]) -> None:
+    """Clean accuracy, and robust accuracy at half, once and twice the radius of the training, by foolbox's attacks."""
+    from cfx_lib import zoo
+    from cfx_lib.train.robust import attack_distance, load_foolbox
+
+    model, evaluation = zoo.load(str(out)), dict(job.facts["evaluation"])
+    n, radius = evaluation.pop("n"), job.facts["radius"]
+    radii = [radius / 2, radius, 2 * radius]
+    rows, figures = [], {"radii": radii}
+    for problem, (network, x, labels) in _problems(model).items():
+        clean = float((_outputs(network, x).argmax(1) == labels).float().mean())
+        distance = attack_distance(network, x[:n], labels[:n], radii, **evaluation)
+        robust = [float((distance > r).float().mean()) for r in radii]
+        median = float(distance.median())
+        rows.append([problem, _percent(clean), *map(_percent, robust), f"{median:.2f}"])
+        figures[problem] = {"clean": clean, "robust": robust, "median_distance": median}
+    heads = [f"robust, radius {r:g}" for r in radii]
+    text = _table(["problem", "clean accuracy", *heads, "median distance of an attack"], rows)
+    e = evaluation
+    text += (
+        "\nRadii and distances are l2 norms of the change on [-1, 1]; on [0, 1] the same changes are half as long "
+        f"({', '.join(f'{r / 2:g}' for r in radii)}). Clean accuracy: {_counted(model)}; robust accuracy: the first {n} of them.\n\n"
+        f"Attacks (foolbox {load_foolbox().__version__}), worst case an image: DDN with {e['minimal_steps']} steps, then PGD on the "
+        f"cross-entropy with {e['steps']} steps of length 2.5 radius / {e['steps']} from {e['restarts']} random starts. They give an "
+        "upper bound of the true robust accuracy.\n\n"
+        f"Training: images attacked by l2 PGD inside a radius of {radius:g} on [-1, 1] ({radius / 2:g} on [0, 1]), "
+        f"{job.facts['attack_steps']} steps from a random start.\n"
+    )
+    world = "personas" if name.startswith("personas") else "Fashion-MNIST"
+    what = f"Adversarially trained classifier ({job.facts['arch'][0]}) on {world}."
+    _write(name, out, job, curve, what, text, figures)
+
+
+def _problems(model) -> dict[str, tuple]:  # noqa: ANN001
+    """What a robust model answers: {problem: (network with logits (N,K), test images, labels (N,))}."""
+    from cfx_lib import zoo
+
+    if isinstance(model, zoo.ClassClassifier):
+        return {f"{model.num_classes} classes": (model, *fashion.load("test"))}
+    x, factors = personas.load("test")
+    truth, problems = personas.attributes(factors), {}
+    for a in model.attributes:
+        factor = factors[personas.FACTOR_OF[a]]
+        clear = torch.from_numpy(abs(factor - personas.BOUNDARY[a]) > MARGIN[a])
+        labels = truth[clear, personas.ATTRIBUTES.index(a)].long()
+        problems[a] = (model.for_attribute(a), x[clear], labels)
+    return problems
+
+
+def _counted(model) -> str:  # noqa: ANN001
+    if not hasattr(model, "attributes"):
+        return "all 10,000 test images"
+    return f"the clear ones of 1,000 test faces (|smile| > {MARGIN['smile']}, |age - 0.5| > {MARGIN['old']})"
+
+
+def _distances(near: Tensor, reference: Tensor, among: str, others: str) -> str:
+    return (
+        f"Distance to the nearest of {among} (root mean square on [-1, 1]): "
+        f"samples: median {near.median():.4f}, minimum {near.min():.4f}; "
+        f"{others}: median {reference.median():.4f}, minimum {reference.min():.4f}. A copy would be at 0.\n\n"
+    )
+
+
+def _speed_and_samples(per_call: float, steps: int) -> str:
+    return (
+        f"One call: {1000 * per_call / 32:.2f} ms an image (fp32, batch 32, {torch.get_num_threads()} threads).\n\n"
+        f"![48 samples, {steps} DDPM steps](samples.png)\n"
+    )
+
+
 @torch.no_grad()
 def seconds_per_call(denoiser, batch: int) -> float:  # noqa: ANN001
     """Median seconds of ten calls on a batch."""
@@ -167,18 +310,18 @@ def sample(denoiser, n: int, steps: int, batch: int = 50, seed: int = 0) -> Tens
     return torch.cat(out)
 
 
-def nearest(x: Tensor, train: np.ndarray) -> Tensor:
-    """Root-mean-square distance of each image to its nearest training image, (N,)."""
+def nearest(x: Tensor, train: np.ndarray, to_tensor: Callable[..., Tensor] = personas.to_tensor) -> Tensor:
+    """Root-mean-square distance of each image to its nearest training image, (N,); `to_tensor` reads rows of `train`."""
     flat, best = x.flatten(1), torch.full((len(x),), torch.inf)
     for start in range(0, len(train), 1000):
         best = torch.minimum(
-            best, torch.cdist(flat, personas.to_tensor(train[start : start + 1000]).flatten(1)).amin(1)
+            best, torch.cdist(flat, to_tensor(train[start : start + 1000]).flatten(1)).amin(1)
         )
     return best / flat.shape[1] ** 0.5
 
 
 def save_grid(x: Tensor, path: Path, columns: int, scale: int = 2) -> None:
-    """Write images (N, 3, H, W) in [-1, 1] as one PNG, enlarged ``scale`` times."""
+    """Write images (N, 1 or 3, H, W) in [-1, 1] as one PNG, enlarged ``scale`` times."""
     from PIL import Image
 
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -187,9 +330,9 @@ def save_grid(x: Tensor, path: Path, columns: int, scale: int = 2) -> None:
     sheet = np.full((rows * columns, h, w, c), 255, np.uint8)
     sheet[:n] = pixels
     sheet = sheet.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
-    Image.fromarray(sheet).resize((columns * w * scale, rows * h * scale), Image.NEAREST).save(
-        path, optimize=True
-    )
+    Image.fromarray(sheet.squeeze(-1) if c == 1 else sheet).resize(
+        (columns * w * scale, rows * h * scale), Image.NEAREST
+    ).save(path, optimize=True)
 
 
 @torch.no_grad()
@@ -216,14 +359,18 @@ def _write(name: str, out: Path, job: Job, curve: list[dict], what: str, text: s
     recipe, last = job.recipe, curve[-1]
     minutes = f"{last['seconds'] / 60:.2g}" if last["seconds"] < 600 else f"{last['seconds'] / 60:.0f}"
     command = job.facts.get("command", f"python -m cfx_lib.train {name}")
+    augmentation = job.facts.get("augmentation") or (
+        "noise, shifts, colour" if job.facts.get("augmented") else "none"
+    )
+    rights = job.facts.get("rights") or f"Licence: MIT; {LEARNED_FROM[name.split('/')[0]]}."
     head = (
         f"# {name}\n\n{what}\n\n"
-        f"* Data: {job.facts['data']}; augmentation: {'noise, shifts, colour' if job.facts.get('augmented') else 'none'}.\n"
+        f"* Data: {job.facts['data']}; augmentation: {augmentation}.\n"
         f"* Command: `{command} --minutes {minutes}` (the recipe is in `cfx_lib/train/recipes.py`).\n"
         f"* {last['step']:,} steps of {recipe.batch} images in {minutes} minutes, seed {recipe.seed}, "
         f"{recipe.precision}, {platform.machine()} CPU.\n"
         "* Weights: exponential moving average, stored as float16 safetensors. "
-        f"{job.facts.get('rights', RIGHTS)}\n\n## Test figures\n\n"
+        f"{rights}\n\n## Test figures\n\n"
     )
     (out / "README.md").write_text(
         head + text + "\n## Training curve\n\n![loss](curve.svg)\n", encoding="utf-8"

@@ -17,11 +17,11 @@ MEAN, STD = (0.7, 0.6, 0.55), (0.35, 0.35, 0.35)
 class Normalised(nn.Module):
     """Images in [-1, 1] -> the network's own normalisation, as the stored ``mean`` and ``std`` (of [0, 1] images) say."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(((x + 1) / 2 - self.mean) / self.std)

@@ -1,6 +1,8 @@
-"""Unconditional denoising diffusion models (DDPM, Ho et al. 2020) on personas or on any folder of images."""
+"""Unconditional denoising diffusion models (DDPM, Ho et al. 2020) on personas, on Fashion-MNIST or on any images."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +47,11 @@ def make_scheduler():  # noqa: ANN201
     )
 
 
-def image_batches(images) -> BatchFn:  # noqa: ANN001  (uint8 array (N, H, W, 3), or a sequence that gives one)
-    """Draw (images,) batches in [-1, 1] with replacement."""
+def image_batches(images, to_tensor: Callable[..., Tensor] = to_tensor) -> BatchFn:  # noqa: ANN001
+    """Draw (images,) batches in [-1, 1] with replacement.
+
+    `images`: uint8 (N, H, W, 3), or whatever `to_tensor` takes rows of; it gives (n, C, H, W) float32 in [-1, 1].
+    """
 
     def draw(generator: torch.Generator, size: int) -> tuple[Tensor, ...]:
         rows = torch.randint(len(images), (size,), generator=generator)

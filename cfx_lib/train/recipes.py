@@ -14,13 +14,45 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfx_lib.train import classifier, ddpm
+from cfx_lib.train import classifier, ddpm, fashion, robust
 from cfx_lib.train.loop import BatchFn, LossFn, Recipe, fit
+from cfx_lib.worlds import fashion as photographs
 from cfx_lib.worlds import folders, personas
 from cfx_lib.zoo.checksums import data_dir, update
 
 DENSENET = ("densenet121", {"growth_rate": 16})  # the papers' network, narrow
 ORACLE = ("regnetx_002", {})  # another architecture than the networks that it judges
+
+# 32x32, one channel: attention at 8x8 only.
+FASHION_UNET = {
+    "sample_size": 32,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64, 128),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 32,
+    "norm_num_groups": 8,
+}
+RESNET = (  # a narrow ResNet-18 whose stem is three 3x3 convolutions
+    "resnet18",
+    {"in_chans": 1, "stem_type": "deep", "stem_width": 32, "channels": [64, 96, 128, 160]},
+)
+CONVNEXT = (  # no layer scale: it is for deeper networks, and slow to start
+    "convnext_atto",
+    {
+        "in_chans": 1,
+        "stem_type": "overlap_act",
+        "depths": [2, 2, 2, 1],
+        "dims": [48, 96, 192, 256],
+        "ls_init_value": None,
+    },
+)
+# Smooth where an image is attacked: no max pooling, and SiLU (Xie et al. 2020, "Smooth adversarial training").
+SMOOTH = {"stem_type": "deep", "replace_stem_pool": True, "act_layer": "silu"}
+ROBUST_FASHION = ("resnet18", {"in_chans": 1, "stem_width": 24, "channels": [48, 96, 192, 256], **SMOOTH})
+ROBUST_PERSONAS = ("resnet18", {"stem_width": 16, "channels": [32, 64, 128, 192], **SMOOTH})
 
 
 _DDPM = Recipe(
@@ -30,7 +62,11 @@ _DDPM = Recipe(
 
 @dataclass(frozen=True)
 class Job:
-    """A model to train: ``run`` fits it, stores the weights and writes the card."""
+    """A model to train: ``run`` fits it, stores the weights and writes the card.
+
+    ``ready`` raises, before any computing starts, for what would fail only afterwards (a network or a library that the card
+    needs, a data set that is not on this machine).
+    """
 
     recipe: Recipe
     model: Callable[[], nn.Module]
@@ -39,8 +75,10 @@ class Job:
     store: Callable[[nn.Module, Path], None]
     card: Callable[..., None]
     facts: dict = field(default_factory=dict)
+    ready: Callable[[], object] = lambda: None
 
     def run(self, name: str, work: Path, out: Path | None) -> None:
+        self.ready()
         torch.manual_seed(self.recipe.seed)
         model, curve = fit(self.model(), self.batches(), self.loss(), self.recipe, work)
         if out is None:
@@ -167,6 +205,124 @@ def _classifier(
     return build
 
 
+def _fashion_ddpm() -> Job:
+    from cfx_lib import zoo
+    from cfx_lib.train.cards import fashion_ddpm_card
+
+    scheduler = ddpm.make_scheduler()
+
+    def ready() -> None:
+        fashion.whole_set()
+        if "fashion/resnet" not in zoo.names():
+            raise FileNotFoundError(
+                "the card of fashion/ddpm has its samples read by fashion/resnet, which is not in data/weights. "
+                "Train that first: python -m cfx_lib.train fashion/resnet"
+            )
+
+    return Job(
+        Recipe(
+            steps=7_700, batch=32, lr=1e-3, decay_from=0.6, ema=0.999, objective="velocity on fashion/train"
+        ),
+        lambda: ddpm.make_unet(**FASHION_UNET),
+        lambda: ddpm.image_batches(fashion.whole_set()[0], photographs.to_tensor),
+        lambda: ddpm.velocity_loss(scheduler.alphas_cumprod),
+        lambda model, out: zoo.save_denoiser(model, scheduler, out),
+        fashion_ddpm_card,
+        {"data": "Fashion-MNIST, all 60,000 training images"},
+        ready,
+    )
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How a robust network is trained, l2 radius on the scale [-1,1], and how its card measures it (`robust.attack_distance`)."""
+
+    radius: float
+    steps: int
+    n: int
+    evaluation: dict = field(
+        default_factory=lambda: {"steps": 50, "restarts": 3, "minimal_steps": 100, "seed": 0}
+    )
+
+    def facts(self) -> dict:
+        return {
+            "radius": self.radius,
+            "attack_steps": self.steps,
+            "evaluation": {"n": self.n, **self.evaluation},
+        }
+
+
+def _fashion_classifier(
+    arch: tuple[str, dict], recipe: Recipe, attack: Attack | None = None
+) -> Callable[[], Job]:
+    def build() -> Job:
+        import timm
+
+        from cfx_lib import zoo
+        from cfx_lib.train.cards import class_card, robust_card
+
+        classes = photographs.CLASSES
+
+        def model() -> nn.Module:
+            network = timm.create_model(arch[0], num_classes=len(classes), **arch[1])
+            return classifier.Normalised(network, fashion.MEAN, fashion.STD).to(
+                memory_format=torch.channels_last
+            )
+
+        def loss() -> LossFn:
+            if attack is None:
+                return fashion.class_loss
+            return robust.adversarial_loss(fashion.class_loss, robust.at_class, attack.radius, attack.steps)
+
+        def ready() -> None:
+            fashion.whole_set()
+            if attack is not None:
+                robust.load_foolbox()
+
+        attacked = "" if attack is None else f", attacked within {attack.radius:g}"
+        return Job(
+            replace(recipe, objective="classes on fashion/train" + attacked),
+            model,
+            lambda: fashion.labelled_batches(*fashion.whole_set()),
+            loss,
+            lambda trained, out: zoo.save_classes(
+                trained.network, out, arch[0], arch[1], classes, fashion.MEAN, fashion.STD
+            ),
+            class_card if attack is None else robust_card,
+            {
+                "data": "Fashion-MNIST, all 60,000 training images",
+                "augmentation": "shifts, horizontal flips",
+                "arch": arch,
+                **(attack.facts() if attack is not None else {}),
+            },
+            ready,
+        )
+
+    return build
+
+
+def _robust_personas(arch: tuple[str, dict], recipe: Recipe, attack: Attack) -> Callable[[], Job]:
+    """The attribute classifier of the same data without noise, trained on attacked images in its stead."""
+
+    def build() -> Job:
+        from cfx_lib.train.cards import robust_card
+
+        plain = _classifier("train", _EXPLAINED, (), False, arch, recipe)()
+        objective = f"{plain.recipe.objective}, attacked within {attack.radius:g}"
+        return replace(
+            plain,
+            recipe=replace(plain.recipe, objective=objective),
+            loss=lambda: robust.adversarial_loss(
+                plain.loss(), robust.at_one_attribute, attack.radius, attack.steps
+            ),
+            card=robust_card,
+            facts={**plain.facts, **attack.facts()},
+            ready=robust.load_foolbox,
+        )
+
+    return build
+
+
 _EXPLAINED = ("smile", "old")
 _SHORT = Recipe(steps=2200, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.995)
 
@@ -182,5 +338,22 @@ RECIPES: dict[str, Callable[[], Job]] = {
         True,
         ORACLE,
         Recipe(steps=5000, batch=64, lr=2e-3, weight_decay=2e-2, ema=0.998, seed=7),
+    ),
+    "personas/robust": _robust_personas(
+        ROBUST_PERSONAS,
+        Recipe(steps=3700, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998),
+        Attack(radius=3.0, steps=5, n=200),
+    ),
+    "fashion/ddpm": _fashion_ddpm,
+    "fashion/resnet": _fashion_classifier(
+        RESNET, Recipe(steps=5000, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998)
+    ),
+    "fashion/convnext": _fashion_classifier(
+        CONVNEXT, Recipe(steps=4500, batch=128, lr=2e-3, weight_decay=5e-2, ema=0.998, precision="fp32")
+    ),
+    "fashion/robust": _fashion_classifier(
+        ROBUST_FASHION,
+        Recipe(steps=4600, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998),
+        Attack(radius=2.0, steps=3, n=500),
     ),
 }

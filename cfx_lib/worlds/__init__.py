@@ -1,4 +1,5 @@
-"""Where images come from: `worlds.personas`, `worlds.fashion`, `worlds.folders`, imported when first used."""
+"""Where images come from: `worlds.personas`, `worlds.fashion`, `worlds.folders`; and which classes
+to ask for, `worlds.targets`. Imported when first used."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cfx_lib.worlds import fashion, folders, personas
+    from cfx_lib.worlds import fashion, folders, personas, targets
 
-__all__ = ["fashion", "folders", "personas"]
+__all__ = ["fashion", "folders", "personas", "targets"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CLASSES", "HIERARCHY", "distance", "load", "load_uint8", "path_of", "siblings"]
+__all__ = ["CLASSES", "HIERARCHY", "distance", "load", "load_uint8", "path_of", "siblings", "to_tensor"]
 
 CLASSES = (
     "T-shirt/top",
@@ -128,9 +128,13 @@ def load(
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}; expected 1 (grey) or 3 (grey repeated).")
     images, labels = load_uint8(split, n, whole=whole, download=download)
+    return to_tensor(images).repeat(1, channels, 1, 1), torch.from_numpy(labels).long()
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """(n, 28, 28) uint8 -> (n, 1, 32, 32) float32 in [-1, 1], padded with black."""
     x = torch.from_numpy(images)[:, None].float().div_(127.5).sub_(1)
-    x = torch.nn.functional.pad(x, (PADDING,) * 4, value=-1.0)
-    return x.repeat(1, channels, 1, 1), torch.from_numpy(labels).long()
+    return torch.nn.functional.pad(x, (PADDING,) * 4, value=-1.0)
 
 
 def load_uint8(

@@ -1,7 +1,8 @@
 """Classifiers: images (N,C,H,W) in [-1,1] -> logits, on disk in the format of `timm`.
 
 The folder holds `model.safetensors` and `config.json` as `timm` writes them for the hub. A key "cfx" in the
-configuration marks an :class:`AttributeClassifier`: one output an attribute, then one a regressed quantity.
+configuration marks a network of this repository. Its "kind" is "attributes" for an :class:`AttributeClassifier` (one
+output an attribute, then one a regressed quantity), "classes" for a :class:`ClassClassifier` (one logit a class).
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from cfx_lib.zoo.files import find_weights, load_into, read_json, read_weights, 
 __all__ = [
     "AttributeClassifier",
     "BinaryClassifier",
+    "ClassClassifier",
     "FeatureNet",
     "WrappedClassifier",
     "load_classifier",
+    "save_classes",
     "save_classifier",
     "wrap",
 ]
 
 CHUNK = 256  # images at a time where no gradient is kept
+SAVED_BY = {"attributes": "save_classifier", "classes": "save_classes"}  # kinds of "cfx" on disk
 
 
 class _Runner(nn.Module):
@@ -260,6 +264,41 @@ class WrappedClassifier(nn.Module):
         return f"WrappedClassifier({self.name}, {self.num_classes} classes)"
 
 
+class ClassClassifier(WrappedClassifier):
+    """A `timm` network with one logit for each of K exclusive classes, and its features.
+
+    `forward(x)`: (N,C,H,W) in [-1,1] -> float32 (N,K); `classes` are their names. `model` takes images normalised as
+    `((x + 1) / 2 - mean) / std`. Raises ValueError for fewer than two classes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: Sequence[str],
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
+        name: str = "classifier",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, len(classes), mean, std, classes, name, **options)
+
+    @property
+    def model(self) -> nn.Module:
+        """The bare network, as `timm` made it."""
+        return self.runner.model
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The feature maps of all stages, finest first: [(N,C_k,H_k,W_k), ...] float32."""
+        return self.perceptual(stages=None)(x)
+
+    def perceptual(self, stages: Sequence[int] | None = (0, 1)) -> FeatureNet:
+        """A feature network for perceptual distances (see :meth:`AttributeClassifier.perceptual`)."""
+        return FeatureNet(self.runner, stages, f"{self.name} features")
+
+    def __repr__(self) -> str:
+        return f"ClassClassifier({self.name}: {', '.join(self.names)})"
+
+
 def wrap(
     model: Callable[[Tensor], Any],
     num_classes: int,
@@ -283,7 +322,7 @@ def wrap(
 def load_classifier(
     folder: str | Path, name: str = "", *, allow_pickle: bool = False, **options: Any
 ) -> AttributeClassifier | WrappedClassifier:
-    """A classifier from a folder: attributes where config.json has "cfx", else the K classes of a `timm` model.
+    """A classifier from a folder: the "kind" of "cfx" in its config.json, else the K classes of a `timm` model.
 
     `options`: bf16, channels_last, compile. Raises FileNotFoundError and ValueError as :func:`cfx_lib.zoo.load`.
     """
@@ -301,18 +340,26 @@ def load_classifier(
     cfx = config.get("cfx")
     if cfx is None:
         return _load_timm(folder, config, weights_path, name, options)
-    for key in ("attributes", "mean", "std"):
-        if key not in cfx:
-            raise ValueError(f'{path}: "cfx" lacks {key!r}; write it with save_classifier.')
-    outputs = len(cfx["attributes"]) + len(cfx.get("regression", []))
-    if config.get("num_classes") != outputs:
+    kind = cfx.get("kind", "attributes")
+    if kind not in SAVED_BY:
         raise ValueError(
-            f"{path} says num_classes={config.get('num_classes')} but names {outputs} attributes and regressed "
-            "quantities; expected as many. Use the configuration that the weights were trained with."
+            f'{path}: "cfx" says kind {kind!r}; expected one of {", ".join(map(repr, SAVED_BY))}.'
+        )
+    for key in (kind, "mean", "std"):
+        if key not in cfx:
+            raise ValueError(f'{path}: "cfx" lacks {key!r}; write it with {SAVED_BY[kind]}.')
+    outputs = len(cfx[kind]) + len(cfx.get("regression", []))
+    if config.get("num_classes") != outputs:
+        what = "classes" if kind == "classes" else "attributes and regressed quantities"
+        raise ValueError(
+            f"{path} says num_classes={config.get('num_classes')} but names {outputs} {what}; expected as many. "
+            "Use the configuration that the weights were trained with."
         )
     model = _create(config["architecture"], outputs, config.get("model_args", {}), path)
     load_into(model, weights, weights_path)
     model.eval().requires_grad_(False)
+    if kind == "classes":
+        return ClassClassifier(model, cfx["classes"], cfx["mean"], cfx["std"], name, **options)
     regression = cfx.get("regression", [])
     return AttributeClassifier(model, cfx["attributes"], regression, cfx["mean"], cfx["std"], name, **options)
 
@@ -373,23 +420,59 @@ def save_classifier(
     output a regressed quantity. `half`: matrices as float16. Each file is written whole, the configuration last.
     Raises ValueError, before anything is written, when the network is not the one described or holds NaN.
     """
-    folder, model_args = Path(folder), dict(model_args or {})
-    model = getattr(model, "_orig_mod", getattr(model, "module", model))  # compiled, or wrapped for training
     outputs = len(attributes) + len(regression)
+    cfx = {
+        "kind": "attributes",
+        "attributes": list(attributes),
+        "regression": list(regression),
+        "mean": list(mean),
+        "std": list(std),
+    }
+    return _save(model, Path(folder), architecture, dict(model_args or {}), outputs, cfx, half)
+
+
+def save_classes(
+    model: nn.Module,
+    folder: str | Path,
+    architecture: str,
+    model_args: Mapping[str, Any] | None,
+    classes: Sequence[str],
+    mean: Sequence[float] = (0.5,),
+    std: Sequence[float] = (0.5,),
+    half: bool = True,
+) -> Path:
+    """As :func:`save_classifier`, for a network with one logit for each of K exclusive classes.
+
+    The network is the one of `timm.create_model(architecture, num_classes=len(classes), **model_args)`; `mean` and `std`
+    have one number a channel. :func:`load_classifier` gives a :class:`ClassClassifier`. Raises ValueError, before
+    anything is written, for fewer than two or repeated classes, another network than the one described, or NaN.
+    """
+    if len(set(classes)) < max(2, len(classes)):
+        raise ValueError(f"the classes are {list(classes)}; expected at least two different names.")
+    cfx = {"kind": "classes", "classes": list(classes), "mean": list(mean), "std": list(std)}
+    return _save(model, Path(folder), architecture, dict(model_args or {}), len(classes), cfx, half)
+
+
+def _save(
+    model: nn.Module,
+    folder: Path,
+    architecture: str,
+    model_args: dict[str, Any],
+    outputs: int,
+    cfx: dict[str, Any],
+    half: bool,
+) -> Path:
+    model = getattr(model, "_orig_mod", getattr(model, "module", model))  # compiled, or wrapped for training
     weights = model.state_dict()
-    load_into(_create(architecture, outputs, model_args, "save_classifier"), weights, "the model to be saved")
+    load_into(
+        _create(architecture, outputs, model_args, SAVED_BY[cfx["kind"]]), weights, "the model to be saved"
+    )
     write_weights(folder / "model.safetensors", weights, half)
     config = {
         "architecture": architecture,
         "num_classes": outputs,
         "model_args": model_args,
-        "cfx": {
-            "kind": "attributes",
-            "attributes": list(attributes),
-            "regression": list(regression),
-            "mean": list(mean),
-            "std": list(std),
-        },
+        "cfx": cfx,
     }
     write_json(folder / "config.json", config)
     return folder

@@ -36,7 +36,7 @@ def load(
     compile: bool = False,
     allow_pickle: bool = False,
 ) -> Any:
-    """A trained model by name: `Denoiser`, `AttributeClassifier` or `WrappedClassifier` (K classes).
+    """A trained model by name: `Denoiser`, `AttributeClassifier`, `ClassClassifier` or `WrappedClassifier` (K classes).
 
     `name`: a shipped model ("personas/ddpm", see :func:`names`), a folder, or a hub id ("google/ddpm-celebahq-256",
     "timm/resnet50.a1_in1k"; taken from the cache when offline). Models take images (N,C,H,W) in [-1,1] and come in
@@ -74,7 +74,7 @@ def find(name: str | os.PathLike[str], allow_pickle: bool = False) -> tuple[Path
     near = difflib.get_close_matches(text, sorted({*names(), *shipped}), 3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     world = text.split("/")[0]
-    own = any(other.split("/")[0] == world for other in {*names(), *shipped, "personas/"})
+    own = any(other.split("/")[0] == world for other in {*names(), *shipped, "personas/", "fashion/"})
     looks_like_path = text.startswith(("/", "./", "../", "~", "data/")) or text.count("/") != 1
     if own or looks_like_path or not HUB_ID.fullmatch(text):
         raise FileNotFoundError(

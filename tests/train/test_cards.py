@@ -138,7 +138,7 @@ def test_command_names_what_is_wrong_with_a_folder(images, tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", zoo.names())
 def test_shipped_weights_have_a_card(name: str) -> None:
     folder = zoo.data_dir() / "weights" / name
     card = (folder / "README.md").read_text("utf-8")

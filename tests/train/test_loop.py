@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from cfx_lib import zoo
 from cfx_lib.train import classifier, ddpm
 from cfx_lib.train.loop import Ema, Recipe, fit, learning_rate
 from cfx_lib.train.recipes import RECIPES
@@ -236,6 +237,7 @@ def test_augment_keeps_the_shape_and_varies() -> None:
 
 
 def test_every_shipped_name_has_a_recipe() -> None:
-    assert set(RECIPES) == {
-        f"personas/{n}" for n in ("ddpm", "smile-old", "brittle", "smile-shortcut", "oracle")
-    }
+    faces = ("ddpm", "smile-old", "brittle", "smile-shortcut", "oracle", "robust")
+    photographs = ("ddpm", "resnet", "convnext", "robust")
+    assert set(RECIPES) == {f"personas/{n}" for n in faces} | {f"fashion/{n}" for n in photographs}
+    assert set(zoo.names()) <= set(RECIPES), "what lies in data/weights can be made again"

@@ -186,6 +186,67 @@ def test_save_refuses_another_network(network, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+# ---------------------------------------------------------------------------------------------------- classes
+
+SMALL = {"in_chans": 1, "stem_width": 4, "channels": [8, 8, 16, 16]}
+KINDS = ["shirt", "shoe", "bag"]
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """A three-class network on grey images, and its folder."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=3, **SMALL).eval()
+    zoo.save_classes(model, tmp_path / "kinds", "resnet10t", SMALL, KINDS, [0.2], [0.3], half=False)
+    return model, tmp_path / "kinds"
+
+
+def test_classes_come_back_as_they_were_saved(classes):
+    model, folder = classes
+    clf, x = zoo.load(folder), torch.rand(4, 1, 32, 32) * 2 - 1
+    expected = model(((x + 1) / 2 - 0.2) / 0.3)
+    assert isinstance(clf, zoo.ClassClassifier) and isinstance(clf, zoo.WrappedClassifier)
+    assert torch.allclose(clf(x), expected, atol=1e-5) and clf(x).dtype == torch.float32
+    assert (clf.num_classes, clf.names, clf.name) == (3, tuple(KINDS), "kinds")
+    assert torch.equal(clf.predict(x), expected.argmax(1)) and not clf.predict(x).requires_grad
+    assert not clf.training and not any(p.requires_grad for p in clf.parameters())
+    assert repr(clf) == "ClassClassifier(kinds: shirt, shoe, bag)"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["cfx"] == {"kind": "classes", "classes": KINDS, "mean": [0.2], "std": [0.3]}
+    fast = zoo.load(folder, dtype="bf16", channels_last=True)
+    assert fast(x).dtype == torch.float32 and torch.allclose(fast(x), expected, atol=0.1)
+
+
+def test_classes_have_features(classes):
+    clf, x = zoo.load(classes[1]), (torch.rand(2, 1, 32, 32) * 2 - 1).requires_grad_()
+    maps, net = clf.features(x), clf.perceptual()
+    sides = [m.shape[-1] for m in maps]
+    assert len(maps) == 5 and sides == sorted(sides, reverse=True)
+    assert net.name == "kinds features" and len(net(x)) == 2 and clf.model.num_classes == 3
+    sum(m.square().sum() for m in net(x)).backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_classes_that_do_not_fit(classes, tmp_path):
+    model, folder = classes
+    cfx = {"kind": "classes", "classes": KINDS, "mean": [0.2], "std": [0.3]}
+    change(folder, cfx={**cfx, "classes": KINDS[:2]})
+    with pytest.raises(ValueError, match="num_classes=3 but names 2 classes; expected as many"):
+        zoo.load(folder)
+    change(folder, cfx={k: v for k, v in cfx.items() if k != "classes"})
+    with pytest.raises(ValueError, match="\"cfx\" lacks 'classes'; write it with save_classes"):
+        zoo.load(folder)
+    change(folder, cfx={**cfx, "kind": "boxes"})
+    with pytest.raises(ValueError, match="kind 'boxes'; expected one of 'attributes', 'classes'"):
+        zoo.load(folder)
+    with pytest.raises(ValueError, match="the model to be saved does not fit the architecture"):
+        zoo.save_classes(model, tmp_path / "m", "resnet10t", SMALL, [*KINDS, "hat"])
+    for few in (["shirt"], ["shirt", "shirt", "bag"]):
+        with pytest.raises(ValueError, match="expected at least two different names"):
+            zoo.save_classes(model, tmp_path / "m", "resnet10t", SMALL, few)
+    assert not (tmp_path / "m").exists()
+
+
 # ---------------------------------------------------------------------------------------------------- timm's own
 
 
