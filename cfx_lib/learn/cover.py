@@ -12,14 +12,15 @@ from cfx_lib.worlds import personas
 
 
 def draw(path: Path = Path("docs/first_counterfactual.png"), n: int = 4, seed: int = 0) -> Path:
-    """Half of the faces are explained for smile, half for age; both with the preset fast/masked."""
+    """Half of the faces are explained for smile (preset fast/masked), half for age (preset fast)."""
     network, denoiser = zoo.load("personas/smile-old"), zoo.load("personas/ddpm")
     x, factors = personas.load("test", 2 * n)
     parts = []
-    for rows, attribute in ((slice(0, n), "smile"), (slice(n, 2 * n), "old")):
+    halves = ((slice(0, n), "smile", "fast/masked"), (slice(n, 2 * n), "old", "fast"))
+    for rows, attribute, preset in halves:
         classifier = network.for_attribute(attribute)
         target = 1 - classifier.predict(x[rows])
-        result = DiME.preset("fast/masked", denoiser, classifier).explain(x[rows], target, seed=seed)
+        result = DiME.preset(preset, denoiser, classifier).explain(x[rows], target, seed=seed)
         truth, *_ = personas.true_counterfactual(
             factors[rows], personas.FACTOR_OF[attribute], classifier, target
         )

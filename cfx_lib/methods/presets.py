@@ -39,10 +39,10 @@ DIME: Settings = {
     },
     # The personas, chosen on validation faces: from alpha_bar about 0.1, one network call a step. With the raw logit the
     # useful lambda_c follows the length of the classifier's gradient, which is longer without noise augmentation; an age
-    # is spread over the face and takes more, of the push and of the distances alike. fast/masked keeps the pixels that
-    # hardly change, as FastDiME does.
+    # is spread over the face: with fast/age more of its flips are confirmed, and more of the face is repainted. fast/masked
+    # keeps the pixels that hardly change, as FastDiME does.
     "fast": _FAST,
-    "fast/age": _FAST | {"lambda_c": (120.0, 240.0), "lambda_1": 0.2, "lambda_2": 0.2},
+    "fast/age": _FAST | {"lambda_c": (80.0, 160.0, 320.0)},
     "fast/brittle": _FAST | {"lambda_c": (5.0, 10.0, 20.0, 40.0)},
     "fast/masked": _FAST | {"self_mask": SelfMask()},
 }
