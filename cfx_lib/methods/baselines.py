@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfx_lib.types import CFResult, Counter, NoiseSource, Step
 
 from . import base, presets
+from .attacks import UNIT, ball
 from .blended import BlendedDiffusion
 from .gradients import class_gradient
 from .svce import SVCE
 
 __all__ = ["PGD", "SVCE", "BlendedDiffusion"]
-
-UNIT = 2 / 255
-"""1/255 of the range [0,1], on the scale [-1,1] of the library's images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +69,17 @@ class PGD(base.Presets):
         counter = Counter()
         classifier = counter.classifier(self.classifier)
         steps: list[Step] | None = [] if record else None
-        eps, gamma = self.eps * UNIT, self.step_size * UNIT
         with base.explaining(self.classifier):
             x, target = x.clone(), target.to(x.device).long()
             mask = base.expand_mask(self.mask, x)
             logits_before = base.first_logits(classifier, x, target)
-            # the ball cut to the range of images (which x itself never leaves)
-            low, high = torch.minimum(x, (x - eps).clamp(min=-1)), torch.maximum(x, (x + eps).clamp(max=1))
+            low, high = ball(x, self.eps)
             x_cf = x  # x'_0 = x
             for i in tqdm(range(self.iterations), "PGD", leave=False, disable=not progress):
                 gradient, logits = class_gradient(classifier, x_cf, target, loss=self.loss)
                 if steps is not None:
                     steps.append(Step(i, i, x_cf, x_cf, base.probability(logits, target), gradient))
-                x_cf = (x_cf - mask * gamma * gradient.sign()).clamp(low, high)  # Eq. 3.22
+                x_cf = (x_cf - mask * (self.step_size * UNIT) * gradient.sign()).clamp(low, high)  # Eq. 3.22
             logits = classifier(x_cf).float()
         flipped = logits.argmax(1) == target
         return CFResult(x, x_cf, target, logits_before, logits, flipped, counter.cost(), steps)
