@@ -110,20 +110,6 @@ def test_presets_and_settings():
         PGD(None, loss="l2")
 
 
-@pytest.mark.parametrize(
-    "x, message",
-    [
-        (images()[:0], "empty batch"),
-        (images()[0], "expected a float32 tensor"),
-        (images() + 2, r"expected \[-1, 1\]"),
-        (images() / 0, "NaN or infinite"),
-    ],
-)
-def test_wrong_arguments_are_refused(x, message):
-    with pytest.raises(ValueError, match=message):
-        PGD(Linear()).explain(x, torch.ones(len(x), dtype=torch.long), progress=False)
-
-
 def test_a_mask_of_another_size_is_refused():
     with pytest.raises(ValueError, match="mask has shape"):
         attack(mask=torch.ones(1, 1, 5, 6))

@@ -239,13 +239,9 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"denoiser": lambda x, t: x}, "without a schedule"),
-        ({"steps": 101}, "the denoiser was trained with 100"),
         ({"mask": torch.ones(2, 1, 8, 8)}, "mask has shape"),
         ({"augment": Augment(2, blur=11)}, "a kernel of 11x11, x has images of 8x8 pixels"),
-        ({"classifier": lambda x: x.mean((1, 2, 3))}, "single logit"),
         ({"target": bright() + 2}, "target has the class 3; the classifier has classes 0 to 2"),
-        ({"x": images(size=10)}, "10x10 pixels; the denoiser takes 8x8"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_denoiser_is_called(change, message):

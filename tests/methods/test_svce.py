@@ -288,21 +288,6 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
         SVCE(None, **settings)
 
 
-@pytest.mark.parametrize(
-    "x, target, message",
-    [
-        (images()[:0], bright(0), "empty batch"),
-        (images()[0], bright(), "expected a float32 tensor"),
-        (images() + 2, bright(), r"expected \[-1, 1\]"),
-        (images() / 0, bright(), "NaN or infinite"),
-        (images(), bright() + 1, "target has the class 2; the classifier has classes 0 to 1"),
-    ],
-)
-def test_wrong_arguments_are_refused(x, target, message):
-    with pytest.raises(ValueError, match=message):
-        SVCE(Brightness()).explain(x, target, progress=False)
-
-
 def test_the_classifier_is_restored_and_the_input_unchanged():
     classifier, x = Small(0).train(), images()
     before = x.clone()
