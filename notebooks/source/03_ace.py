@@ -716,7 +716,7 @@ if dime_full:
 # side before the probability gives in.
 
 # %%
-widgets.trajectory(result, image=1, attempt=0, labels=("attacked x'", "F_tau(x')"), counter="step")
+widgets.trajectory(result, image=2, attempt=0, labels=("attacked x'", "F_tau(x')"), counter="step")
 
 # %%
 plots.probability_curve(
@@ -912,9 +912,9 @@ claim("The oracle confirms more refined counterfactuals than pre-explanations", 
 
 # %%
 other = ace("smile-old", **ace_study.l2_settings(ace_study.preset_of("smile-old")))
-result_l2 = other.explain(x[:FEW], target[:FEW], **alone)
+result_l2 = other.explain(x[: FEW - 1], target[: FEW - 1], **alone)
 assert other.distance == "l2"
-k = slice(0, min(4, FEW))
+k = slice(0, min(4, FEW - 1))
 display(
     plots.image_rows(
         {
@@ -939,7 +939,7 @@ def area(r, n):
 
 
 distance_here = [
-    {"distance": name, "mask_area": area(r, FEW), **score(r, smile)}
+    {"distance": name, "mask_area": area(r, FEW - 1), **score(r, smile)}
     for name, r in ((method.distance, result), ("l2", result_l2))
 ]
 AREA = {"mask_area": "mask area"} | COLUMNS
@@ -949,7 +949,7 @@ for attribute in ("smile", "old"):
     if rows:
         say(f"**{attribute}**, stored run:")
         results.show_table(rows, {"distance": "distance", "lambda_d": "lambda_d"} | AREA | {"edit_error": "edit error"})  # fmt: skip
-say(f"**smile**, this run (the mask on the first {FEW} faces):")
+say(f"**smile**, this run (the mask on the first {FEW - 1} faces):")
 results.show_table(distance_here, {"distance": "distance"} | AREA)
 for attribute in ("smile", "old") if distance_full else ("smile",):
     rows = [r for r in distance_full if r["attribute"] == attribute] or distance_here
@@ -964,19 +964,19 @@ for attribute in ("smile", "old") if distance_full else ("smile",):
 # $\ell_2$), and Adam's rate is PGD's step.
 
 # %%
-pair = x[:2], target[:2]
+some = slice(0, {"fast": 1, "full": 8, "paper": 8}[MODE])
 first_step = ace_study.gd_step(method, [result])
 attacks_here = [
     {
         "attack": "pgd",
         "iterations": method.iterations,
-        "steps_needed": metrics.average(ace_study.steps_needed(result)[:2]),
+        "steps_needed": metrics.average(ace_study.steps_needed(result)[some]),
     }
 ]
-shown = {"pgd": result.x_cf[:2]}
+shown = {"pgd": result.x_cf[some]}
 for name in ("gd", "cw"):
     settings = ace_study.attack_settings(name, method, first_step)
-    r = ace("smile-old", **settings).explain(*pair, record=True, **alone)
+    r = ace("smile-old", **settings).explain(x[some], target[some], record=True, **alone)
     shown[name] = r.x_cf
     attacks_here.append(
         {
@@ -993,14 +993,14 @@ if attacks_full:
         | {"reached": "got through", "steps_needed": "steps needed", "times_pgd": "times PGD's steps"},
     )  # fmt: skip
 say(
-    f"This run, two faces, at most {method.iterations} steps; *steps needed* until P(wanted) behind the filter is {ace_study.REACHED:g} "
+    f"This run, faces: {len(shown['pgd'])}, at most {method.iterations} steps; *steps needed* until P(wanted) behind the filter is {ace_study.REACHED:g} "
     "(over the faces that got there):"
 )
 results.show_table(attacks_here)
 display(
     plots.image_rows(
-        {"input": x[:2]} | shown,
-        titles={name: verdicts(smile, images, target[:2]) for name, images in shown.items()},
+        {"input": x[some]} | shown,
+        titles={name: verdicts(smile, images, target[some]) for name, images in shown.items()},
         title="Three attacks behind the same filter",
     )
 )
@@ -1053,12 +1053,14 @@ say(
 )
 guided = DiME.preset("fast", ddpm, smile).explain(x, target, **alone)
 scale = DiME.preset("fast", ddpm, smile).lambda_c[0]
-guided_full = DiME.preset("fast", ddpm, smile, inner="full", lambda_c=scale).explain(*pair, **alone)
+guided_full = DiME.preset("fast", ddpm, smile, inner="full", lambda_c=scale).explain(
+    x[some], target[some], **alone
+)
 cost_here = [
     {"method": name, **score(r, smile), "calls": r.cost.denoiser_calls / len(r), "seconds": r.cost.seconds / len(r)}
     for name, r in (("DiME, one-step", guided), ("DiME, full", guided_full), ("ACE", result))
 ]  # fmt: skip
-say(f"**This run** (full DiME on {len(guided_full)} faces):")
+say(f"**This run** (full DiME; number of faces: {len(guided_full)}):")
 results.show_table(cost_here, {"method": "method"} | COLUMNS | COST)
 cost_full = stored("ace_cost")
 if cost_full:
