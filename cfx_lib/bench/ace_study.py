@@ -348,12 +348,12 @@ def actionability(n: int) -> Iterator[Row]:
 
 TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (rows, number of faces)
     "ace_main": (main_table, 64),
-    "ace_stages": (stages, 64),
-    "ace_attacks": (attacks, 24),
-    "ace_distance": (distance, 32),
+    "ace_stages": (stages, 32),
+    "ace_attacks": (attacks, 16),
+    "ace_distance": (distance, 24),
     "ace_cost": (cost, 8),
     "ace_diversity": (diversity, 8),
-    "ace_actionability": (actionability, 32),
+    "ace_actionability": (actionability, 24),
 }
 
 
