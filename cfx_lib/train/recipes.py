@@ -341,7 +341,7 @@ RECIPES: dict[str, Callable[[], Job]] = {
     ),
     "personas/robust": _robust_personas(
         ROBUST_PERSONAS,
-        Recipe(steps=2800, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998),
+        Recipe(steps=2000, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998),
         Attack(radius=3.0, steps=5, n=200),
     ),
     "fashion/ddpm": _fashion_ddpm,
