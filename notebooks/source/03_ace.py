@@ -39,7 +39,7 @@ from IPython.display import Markdown, display
 from cfx_lib import ACE, PGD, DiME, metrics, zoo
 from cfx_lib.bench import ace_study, dime_study, results
 from cfx_lib.diffusion import Diffusion
-from cfx_lib.learn import exercise, mode, plots, progress, show, widgets
+from cfx_lib.learn import exercise, hint, mode, plots, progress, show, solution, widgets  # noqa: F401
 from cfx_lib.learn.compare import NOT_REPRODUCED, less, near, stored
 from cfx_lib.methods.filters import diffusion_filter, whole_chain
 from cfx_lib.methods.gradients import class_gradient
