@@ -349,11 +349,11 @@ def actionability(n: int) -> Iterator[Row]:
 TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (rows, number of faces)
     "ace_main": (main_table, 64),
     "ace_stages": (stages, 32),
-    "ace_attacks": (attacks, 16),
-    "ace_distance": (distance, 24),
+    "ace_attacks": (attacks, 12),
+    "ace_distance": (distance, 16),
     "ace_cost": (cost, 8),
     "ace_diversity": (diversity, 8),
-    "ace_actionability": (actionability, 24),
+    "ace_actionability": (actionability, 16),
 }
 
 
