@@ -134,7 +134,7 @@ def _bank(judge: str, n: int = 2000, k: int = 3) -> tuple[Tensor, Tensor]:
 def realism(x: Tensor, judge: str) -> metrics.Value:
     """Share of images that lie among photographs: nearer to one of them than its own third neighbour is.
 
-    This is the precision of Kynkaanniemi et al. (2019), with features of `judge` and 2000 training photographs. It stands
+    This is the precision of Kynkäänniemi et al. (2019), with features of `judge` and 2000 training photographs. It stands
     in for the paper's FID, which needs many more images, and unlike it has an interval. It does not ask which class.
     """
     real, radius = _bank(judge)
@@ -369,7 +369,7 @@ def distance(n: int) -> Iterator[Row]:
     yield from variants(kinds | {"none": {"C_d": 0.0}}, "distance", n)
 
 
-LDCE_SECONDS = {"DVCE": 210 / 4, "ACE": 184.0}  # LDCE, Sect. 5, on an RTX 3090
+LDCE_SECONDS = {"DVCE": 210 / 4, "ACE": 184.0}  # LDCE, Sect. 4.2, on an RTX 3090
 
 
 def cost(n: int) -> Iterator[Row]:
