@@ -4,6 +4,7 @@ python -m cfx_lib.bench                      everything; this takes long at the 
 python -m cfx_lib.bench notebooks inner      some of: dime, inner, notebooks
 python -m cfx_lib.bench inner --images 64    more faces for the comparison of the inner chains
 python -m cfx_lib.bench --save               also keep each table as data/results/bench-NAME.json
+python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime)
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 PARTS = {
@@ -20,7 +22,7 @@ PARTS = {
 }
 
 
-STUDIES = ("dime",)
+STUDIES = ("ace", "dime")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,14 +79,13 @@ def study(arguments: list[str]) -> int:
     parser.add_argument("--no-save", action="store_true", help="print only, leave data/results/ as it is")
     options = parser.parse_args(arguments)
 
-    from cfx_lib.bench import dime_study
-
-    unknown = sorted(set(options.only or ()) - set(dime_study.TABLES))
+    chosen = import_module(f"cfx_lib.bench.{options.name}_study")
+    unknown = sorted(set(options.only or ()) - set(chosen.TABLES))
     if unknown:
-        parser.error(f"no table {unknown[0]!r}; choose from {', '.join(dime_study.TABLES)}")
+        parser.error(f"no table {unknown[0]!r}; choose from {', '.join(chosen.TABLES)}")
     if options.images is not None and options.images < 2:
         parser.error("--images must be at least 2, a face of either class")
-    dime_study.run(options.only, options.images, not options.no_save)
+    chosen.run(options.only, options.images, not options.no_save)
     return 0
 
 

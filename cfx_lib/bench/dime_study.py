@@ -119,13 +119,14 @@ def graded(results: list[CFResult], name: str, attribute: str, n: int, split: st
 # ------------------------------------------------------------------------------------------------ the tables
 
 
-def main_table(n: int) -> Iterator[Row]:
-    """Smile and age, both directions, on the noise-augmented and on the brittle classifier."""
+def main_rows(make: Callable[[str, str], Any], n: int) -> Iterator[Row]:
+    """Smile and age, both directions, on the noise-augmented and on the brittle classifier.
+
+    `make(name, attribute)`: the method that explains this classifier.
+    """
     for name in ("smile-old", "brittle"):
         for attribute in ("smile", "old"):
-            row, results = measure(
-                dime(classifier_of(name, attribute), preset_of(name, attribute)), attribute, n
-            )
+            row, results = measure(make(name, attribute), attribute, n)
             row |= graded(results, name, attribute, n)
             yield {"classifier": name, "attribute": attribute, "direction": "both", **row}
             target = torch.cat([r.target for r in results])
@@ -143,6 +144,11 @@ def main_table(n: int) -> Iterator[Row]:
                     "semantic_flip_rate": metrics.flip_rate((flipped & agrees)[target == k]),
                     "n": int((target == k).sum()),
                 }
+
+
+def main_table(n: int) -> Iterator[Row]:
+    """DiME on smile and age."""
+    return main_rows(lambda name, attribute: dime(classifier_of(name, attribute), preset_of(name, attribute)), n)
 
 
 def adversarial(n: int) -> Iterator[Row]:
@@ -367,14 +373,19 @@ TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (ro
 }
 
 
-def run(only: list[str] | None = None, n: int | None = None, save: bool = True) -> None:
+def run(
+    only: list[str] | None = None,
+    n: int | None = None,
+    save: bool = True,
+    tables: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = TABLES,
+) -> None:
     """Make the tables (all, or those in ``only``), print them and keep them in data/results/."""
     from cfx_lib.bench import results
 
-    for name in only or TABLES:
-        if name not in TABLES:
-            raise ValueError(f"no table {name!r}; choose from {', '.join(TABLES)}")
-        make, count = TABLES[name]
+    for name in only or tables:
+        if name not in tables:
+            raise ValueError(f"no table {name!r}; choose from {', '.join(tables)}")
+        make, count = tables[name]
         began, rows = time.perf_counter(), []
         for row in make(n or count):
             rows.append(row)

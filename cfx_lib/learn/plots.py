@@ -380,21 +380,23 @@ def trajectory_strip(
     attempt: int | None = None,
     title: str | None = None,
     size: float = _SIZE,
+    labels: tuple[str, str] = ("noisy z_t", "clean x_t"),
+    counter: str = "t",
 ) -> Picture:
     """Two rows over the steps of one image: the noisy state z_t, and the clean image x_t with P(target).
 
     `steps` is a `CFResult` made with `record=True` or its `steps`; `n` evenly spaced steps are
-    shown, first and last included. Raises `ValueError` if nothing was recorded for the image.
+    shown, first and last included; `labels` and `counter` name the two images and the steps of a method that
+    has others. Raises `ValueError` if nothing was recorded for the image.
     """
     found = _steps_of(steps, image, attempt)
     picked = [
         found[k] for k in sorted({round(k) for k in np.linspace(0, len(found) - 1, min(n, len(found)))})
     ]
-    labels = ["noisy z_t", "clean x_t"]
     fig, axes = _grid([0.19, 0.19], len(picked), size, title, left=_label_width(labels))
     for c, step in enumerate(picked):
         if step["z"] is not None:
-            _picture(axes[0, c], to_pixels(step["z"])[0], f"t = {step['t']}")
+            _picture(axes[0, c], to_pixels(step["z"])[0], f"{counter} = {step['t']}")
         _picture(axes[1, c], to_pixels(step["x_t"])[0], None if step["p"] is None else f"P = {step['p']:.2f}")
     for r, label in enumerate(labels):
         _row_label(axes[r, 0], label)

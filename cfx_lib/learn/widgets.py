@@ -55,11 +55,19 @@ def _image(image: np.ndarray, pixels: int = _PIXELS) -> w.Image:
     )
 
 
-def trajectory(result: Any, image: int = 0, *, attempt: int | None = None, static: bool = True) -> Moving:
+def trajectory(
+    result: Any,
+    image: int = 0,
+    *,
+    attempt: int | None = None,
+    static: bool = True,
+    labels: tuple[str, str] = ("noisy z_t", "clean x_t"),
+    counter: str = "t",
+) -> Moving:
     """A slider over the recorded steps of one image: noisy state, clean image, P(target).
 
-    `result` is a `CFResult` made with `record=True` (or its `steps`). Raises `ValueError` if
-    nothing was recorded.
+    `result` is a `CFResult` made with `record=True` (or its `steps`); `labels` and `counter` as in
+    `plots.trajectory_strip`. Raises `ValueError` if nothing was recorded.
     """
     steps = plots._steps_of(result, image, attempt)
     noisy = [_png(plots.to_pixels(s["x_t"] if s["z"] is None else s["z"])[0], 256) for s in steps]
@@ -75,18 +83,23 @@ def trajectory(result: Any, image: int = 0, *, attempt: int | None = None, stati
         left.value, right.value = noisy[k], clean[k]
         step = steps[k]
         chance = "" if step["p"] is None else f" &nbsp; P(target) = {step['p']:.2f}"
-        told.value = f"t = {step['t']} (respaced index {step['i']}){chance}"
+        index = f" (respaced index {step['i']})" if counter == "t" else ""
+        told.value = f"{counter} = {step['t']}{index}{chance}"
         bar.value = step["p"] or 0.0
 
     slider.observe(move, "value")
     move({"new": 0})
     pictures = [
-        w.VBox([w.HTML(f"<b>{name}</b>"), picture])
-        for name, picture in (("noisy z_t", left), ("clean x_t", right))
+        w.VBox([w.HTML(f"<b>{_escape(name)}</b>"), picture])
+        for name, picture in zip(labels, (left, right), strict=True)
     ]
     guided = any(step["p"] is not None for step in steps)  # nobody was asked about an unguided chain
     box = w.VBox([w.HBox([play, slider]), w.HBox(pictures), w.HBox([bar, told] if guided else [told])])
-    figure = plots.trajectory_strip(result, image, attempt=attempt) if static else None
+    figure = (
+        plots.trajectory_strip(result, image, attempt=attempt, labels=labels, counter=counter)
+        if static
+        else None
+    )
     return Moving(box, figure, "The same trajectory as a strip:")
 
 

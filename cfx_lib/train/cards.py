@@ -359,6 +359,8 @@ def _write(name: str, out: Path, job: Job, curve: list[dict], what: str, text: s
     recipe, last = job.recipe, curve[-1]
     minutes = f"{last['seconds'] / 60:.2g}" if last["seconds"] < 600 else f"{last['seconds'] / 60:.0f}"
     command = job.facts.get("command", f"python -m cfx_lib.train {name}")
+    if last["step"] < recipe.steps:  # the clock ended it
+        command += f" --minutes {minutes}"
     augmentation = job.facts.get("augmentation") or (
         "noise, shifts, colour" if job.facts.get("augmented") else "none"
     )
@@ -366,7 +368,7 @@ def _write(name: str, out: Path, job: Job, curve: list[dict], what: str, text: s
     head = (
         f"# {name}\n\n{what}\n\n"
         f"* Data: {job.facts['data']}; augmentation: {augmentation}.\n"
-        f"* Command: `{command} --minutes {minutes}` (the recipe is in `cfx_lib/train/recipes.py`).\n"
+        f"* Command: `{command}` (the recipe is in `cfx_lib/train/recipes.py`).\n"
         f"* {last['step']:,} steps of {recipe.batch} images in {minutes} minutes, seed {recipe.seed}, "
         f"{recipe.precision}, {platform.machine()} CPU.\n"
         "* Weights: exponential moving average, stored as float16 safetensors. "

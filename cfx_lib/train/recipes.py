@@ -221,7 +221,7 @@ def _fashion_ddpm() -> Job:
 
     return Job(
         Recipe(
-            steps=7_700, batch=32, lr=1e-3, decay_from=0.6, ema=0.999, objective="velocity on fashion/train"
+            steps=6_600, batch=32, lr=1e-3, decay_from=0.6, ema=0.999, objective="velocity on fashion/train"
         ),
         lambda: ddpm.make_unet(**FASHION_UNET),
         lambda: ddpm.image_batches(fashion.whole_set()[0], photographs.to_tensor),
@@ -341,7 +341,7 @@ RECIPES: dict[str, Callable[[], Job]] = {
     ),
     "personas/robust": _robust_personas(
         ROBUST_PERSONAS,
-        Recipe(steps=3700, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998),
+        Recipe(steps=2800, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998),
         Attack(radius=3.0, steps=5, n=200),
     ),
     "fashion/ddpm": _fashion_ddpm,
@@ -349,11 +349,11 @@ RECIPES: dict[str, Callable[[], Job]] = {
         RESNET, Recipe(steps=5000, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998)
     ),
     "fashion/convnext": _fashion_classifier(
-        CONVNEXT, Recipe(steps=4500, batch=128, lr=2e-3, weight_decay=5e-2, ema=0.998, precision="fp32")
+        CONVNEXT, Recipe(steps=3400, batch=128, lr=2e-3, weight_decay=5e-2, ema=0.998, precision="fp32")
     ),
     "fashion/robust": _fashion_classifier(
         ROBUST_FASHION,
-        Recipe(steps=4600, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998),
+        Recipe(steps=3600, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998),
         Attack(radius=2.0, steps=3, n=500),
     ),
 }

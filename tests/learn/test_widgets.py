@@ -27,6 +27,10 @@ def test_trajectory_moves_through_the_steps(steps):
     slider.value = 4
     assert clean.value != first and "P(target) = 0.00" in walk(moving.widget, w.HTML)[-1].value
     assert isinstance(moving.figure, plots.Picture)
+    named = widgets.trajectory(steps, 0, labels=("attacked x'", "F(x')"), counter="step")
+    said = [part.value for part in walk(named.widget, w.HTML)]
+    assert "step = 40 " in said[-1] and "index" not in said[-1] and any("attacked" in part for part in said)
+    assert "attacked x'" in named.figure.alt and "step = 0" in named.figure.alt
 
 
 def test_wipe_uncovers_the_second_image():

@@ -591,10 +591,11 @@ def test_presets_hold_the_numbers_of_the_thesis():
         ACE.preset("celeba", None, None)
 
 
-def test_the_fast_preset_starts_where_alpha_bar_is_above_a_half():
-    method = ACE.preset("fast", None, None)
+@pytest.mark.parametrize("name, level", [("fast", 0.93), ("fast/old", 0.60), ("fast/brittle", 0.89)])
+def test_the_fast_presets_start_where_their_comment_says(name: str, level: float) -> None:
+    method = ACE.preset(name, None, None)
     diffusion = Diffusion(None, linear_betas(1000), method.steps)
-    assert 0.5 < diffusion.alpha_bar[method.start - 1] < 0.8
+    assert diffusion.alpha_bar[method.start - 1] == pytest.approx(level, abs=0.006)
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def opened():
     return {key: fn for number in CELLS for key, fn in functions(number, build.opened).items()}
 
 
-def test_the_first_two_notebooks_are_there():
-    assert {"01", "02"} <= set(SOURCES)
+def test_the_first_notebooks_are_there():
+    assert {"01", "02", "03"} <= set(SOURCES)
 
 
 @pytest.mark.parametrize("key", EXERCISES)
