@@ -98,15 +98,15 @@ def photographs(split: str, n: int) -> tuple[Tensor, Tensor]:
 def targets_of(x: Tensor, labels: Tensor) -> Tensor:
     """A close class for each photograph, (N,) long: a sibling in the written-down tree (`targets.semantic`).
 
-    Trousers, dresses and bags are alone under their narrowest kind. They go to the class of the most similar one of 500
-    training photographs (`targets.nearest_classes`), by the cosine of the pixels: no network has a say in it.
+    Trousers, dresses and bags are alone under their narrowest kind. They go to the class that is the most similar on
+    average to 500 training photographs (`targets.nearest_classes`), by the cosine of pixels: no network has a say in it.
     """
-    close = targets.semantic(x, labels, "fashion", k=None)
-    tree = targets.tree_of("fashion")
+    close, tree = targets.semantic(x, labels, "fashion", k=None), targets.tree_of("fashion")
     alone = torch.tensor([len(tree.siblings(label)) > 2 for label in labels.tolist()])
     if alone.any():
         bank = fashion.load("train", 500)
-        close[alone] = targets.nearest_classes(x[alone], labels[alone], _pixels, *bank, k=1)[:, 0]
+        nearest = targets.nearest_classes(x[alone], labels[alone], _pixels, *bank, k=1, reduce="mean")
+        close[alone] = nearest[:, 0]
     return close
 
 
@@ -126,8 +126,8 @@ def _features(judge: str, x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _bank(judge: str, n: int = 2000, k: int = 3) -> tuple[Tensor, Tensor]:
-    """Features of training photographs (n,d), and how far the k-th neighbour of each is, (n,)."""
-    real = _features(judge, fashion.load("train", n)[0])
+    """Features of the last training photographs (n,d), and how far the k-th neighbour of each is, (n,)."""
+    real = _features(judge, fashion.load("train")[0][-n:])
     return real, torch.cdist(real, real).kthvalue(k + 1, dim=1).values
 
 
@@ -141,70 +141,57 @@ def realism(x: Tensor, judge: str) -> metrics.Value:
     return metrics.rate((torch.cdist(_features(judge, x), real) <= radius).any(1), backbone=judge)
 
 
+def cost_of(results: list[CFResult]) -> Row:
+    kinds = {"calls": "denoiser_calls", "classifier_calls": "classifier_calls", "seconds": "seconds"}
+    n = sum(map(len, results))
+    return {k: sum(getattr(r.cost, kind) for r in results) / n for k, kind in kinds.items()}
+
+
 def summary(results: list[CFResult], name: str) -> Row:
     """Flips and who confirms them, closeness (per pixel, images in [0,1]), realism and cost of results for a network.
 
     Images that the explained network took for their target from the start are left out of all but the cost.
     """
-    x, x_cf, target, flipped = joined(results, "x", "x_cf", "target", "flipped")
     fresh = ~torch.cat([r.extra["already"] for r in results])
-    judges = {"confirmed": OTHER[name], "robust_confirms": ROBUST}
-    confirmed = {
-        k: metrics.flip_rate((flipped & (classifier_of(judge).predict(x_cf) == target))[fresh])
-        for k, judge in judges.items()
-    }
-    closeness = {
-        f"l{p:g}": metrics.lp_norm(x, x_cf, p=p, per_pixel=True, unit_range=True, where=fresh)
-        for p in (1.0, 1.5, 2.0)
-    }
-    logits = joined(results, "logits_after")[0]
+    fields = joined(results, "x", "x_cf", "target", "flipped", "logits_after")
+    x, x_cf, target, flipped, logits = (f[fresh] for f in fields)
+    agrees = {judge: classifier_of(judge).predict(x_cf) == target for judge in (OTHER[name], ROBUST)}
+    lengths = {"per_pixel": True, "unit_range": True}
     return {
-        "flip_rate": metrics.flip_rate(flipped[fresh]),
-        "confidence": metrics.mean_confidence(logits[fresh], target[fresh]),
-        **confirmed,
-        **closeness,
-        "realism": realism(x_cf[fresh], OTHER[name]),
+        "flip_rate": metrics.flip_rate(flipped),
+        "confidence": metrics.mean_confidence(logits, target),
+        "confirmed": metrics.flip_rate(flipped & agrees[OTHER[name]]),
+        "robust_confirms": metrics.flip_rate(flipped & agrees[ROBUST]),
+        **{f"l{p:g}": metrics.lp_norm(x, x_cf, p=p, **lengths) for p in (1.0, 1.5, 2.0)},
+        "realism": realism(x_cf, OTHER[name]),
         **cost_of(results),
-        "n": len(x),
+        "n": len(fresh),
         "already": int((~fresh).sum()),
     }
 
 
-def cost_of(results: list[CFResult]) -> Row:
-    n = sum(map(len, results))
-    kinds = {"calls": "denoiser_calls", "classifier_calls": "classifier_calls", "seconds": "seconds"}
-    return {k: sum(getattr(r.cost, kind) for r in results) / n for k, kind in kinds.items()}
-
-
-def measure(
-    method: Any, name: str, n: int, split: str = "test", **options: Any
-) -> tuple[Row, list[CFResult]]:
+def measure(method: Any, name: str, n: int, split: str = "test") -> tuple[Row, list[CFResult]]:
     """Explain n photographs towards close classes; the summary, with the network `name` as the explained one."""
     x, labels = photographs(split, n)
-    results = explain(method, x, targets_of(x, labels), **options)
+    results = explain(method, x, targets_of(x, labels))
     return summary(results, name), results
-
-
-def alpha_bar_of(method: Any) -> float:
-    """alpha_bar at the first step."""
-    diffusion = Diffusion(None, method.denoiser.betas, method.steps)
-    return float(diffusion.alpha_bar[method.start - 1])
 
 
 # ------------------------------------------------------------------------------------------------ the tables
 
-PAPER_TABLE_1 = {  # on a robust network; norms of images in [0,1], here as means over 224x224x3 values
-    "DVCE": {"confidence": 0.932, "l1": 12799, "l1.5": 293, "l2": 48, "fid": 17.6},
-    "SVCE": {"confidence": 0.945, "l1": 5139, "l1.5": 139, "l2": 26, "fid": 25.6},
-    "Blended": {"confidence": 0.825, "l1": 35678, "l1.5": 722, "l2": 108, "fid": 27.9},
+VALUES = 3 * 224**2  # of an image of the paper's
+PAPER_TABLE_1 = {  # on a robust network: confidence, FID, and norms of images in [0,1], here as means over the values
+    "DVCE": (0.932, 17.6, 12799, 293, 48),
+    "SVCE": (0.945, 25.6, 5139, 139, 26),
+    "Blended": (0.825, 27.9, 35678, 722, 108),
 }
 LDCE_TABLE_1 = {("DVCE", "fashion/resnet"): 0.9956, ("SVCE", "fashion/robust"): 0.8382}  # flip rates
 
 
 def paper_table_1(method: str) -> Row:
-    numbers = PAPER_TABLE_1[method]
-    sized = {k: v / (3 * 224**2) ** (1 / float(k[1:])) if k[0] == "l" else v for k, v in numbers.items()}
-    return {f"paper_{k}": v for k, v in sized.items()}
+    confidence, fid, *norms = PAPER_TABLE_1[method]
+    sized = {f"paper_l{p:g}": v / VALUES ** (1 / p) for p, v in zip((1, 1.5, 2), norms, strict=True)}
+    return {"paper_confidence": confidence, "paper_fid": fid, **sized}
 
 
 def main_table(n: int) -> Iterator[Row]:
@@ -212,16 +199,11 @@ def main_table(n: int) -> Iterator[Row]:
     x, _ = photographs("test", n)
     for name in (*EXPLAINED, ROBUST):
         yield {"method": "photographs", "classifier": name, "realism": realism(x, OTHER[name]), "n": n}
-        methods = {
-            "DVCE": dvce(name),
-            "SVCE": svce(name, classifier=classifier_of(name)),
-            "Blended": blended(name),
-        }
-        for label, method in methods.items():
-            row, _ = measure(method, name, n)
+        attack = svce(name, classifier=classifier_of(name))
+        for label, method in {"DVCE": dvce(name), "SVCE": attack, "Blended": blended(name)}.items():
             paper = paper_table_1(label) if name == ROBUST else {}
             paper["paper_flip"] = LDCE_TABLE_1.get((label, name))
-            yield {"method": label, "classifier": name, **row, **paper}
+            yield {"method": label, "classifier": name, **measure(method, name, n)[0], **paper}
 
 
 def personas_table(n: int) -> Iterator[Row]:
@@ -233,7 +215,6 @@ def personas_table(n: int) -> Iterator[Row]:
             ("DVCE, no cone", "smile-old"): dvce(fair, robust=None),
             ("DVCE", "brittle"): dvce(brittle),
             ("DVCE, no cone", "brittle"): dvce(brittle, robust=None),
-            ("DVCE", "robust"): dvce(robust),
             ("SVCE", "robust"): svce(robust),
             ("Blended", "smile-old"): blended(fair),
         }
@@ -250,49 +231,38 @@ def spread(angles: Tensor, cone: float) -> Row:
         hits = torch.where(angles.isnan(), torch.nan, (angles > beyond).double())
         return metrics.average(hits.nanmean(1), unit="%")
 
-    return {
-        "mean_angle": metrics.average(angles.double().nanmean(1)),
-        "outside_cone": share(cone),
-        "beyond_60": share(60.0),
-        "away": share(90.0 + cone),  # where the paper's projection points away from the cone
-    }
+    mean = metrics.average(angles.double().nanmean(1))
+    away = share(90.0 + cone)  # where the paper's projection points away from the cone
+    return {"mean_angle": mean, "outside_cone": share(cone), "beyond_60": share(60.0), "away": away}
 
 
 def angles(n: int) -> Iterator[Row]:
     """LDCE, App. A (Fig. 6): the angle between the two gradients. Early and late are the halves of the trajectory."""
     for name in (*EXPLAINED, "personas/smile-old:smile", "personas/brittle:smile"):
         method = dvce(name)
-        if name in EXPLAINED:
-            results = measure(method, name, n)[1]
-        else:
-            results = dime_study.measure(method, "smile", n)[1]
-        found = torch.cat([r.extra["angles"] for r in results])
-        half = method.start // 2
+        world = measure(method, name, n) if name in EXPLAINED else dime_study.measure(method, "smile", n)
+        found, half = torch.cat([r.extra["angles"] for r in world[1]]), method.start // 2
+        values = world[1][0].x[0].numel()
+        noise = torch.randn(2, n * method.start, values, generator=torch.Generator().manual_seed(0))
         parts = {"all": found, "early": found[:, :half], "late": found[:, half:]}
-        x = results[0].x
-        noise = torch.randn(2, method.start * n, x[0].numel(), generator=torch.Generator().manual_seed(0))
-        parts["random"] = cone_angle(*noise).view(n, -1)
-        for part, degrees in parts.items():
-            paper = 0.9773 if part == "all" else None
-            row = {"classifier": name, "part": part, **spread(degrees, method.angle)}
-            yield {**row, "values": x[0].numel(), "paper_beyond_60": paper, "n": n}
+        for part, degrees in (parts | {"random": cone_angle(*noise).view(n, -1)}).items():
+            row = {"classifier": name, "part": part, **spread(degrees, method.angle), "values": values}
+            yield {**row, "paper_beyond_60": 0.9773 if part == "all" else None, "n": n}
 
 
 def nearness(x: Tensor, a: Tensor, b: Tensor) -> Row:
     """How near counterfactuals a and b are: distance over the mean length of their changes, and the changes' cosine."""
     first, second = (a - x).flatten(1), (b - x).flatten(1)
     apart, length = (first - second).norm(dim=1), (first.norm(dim=1) + second.norm(dim=1)) / 2
-    return {
-        "distance": metrics.ratio(apart, length),
-        "cosine": metrics.average(torch.cosine_similarity(first, second, dim=1)),
-    }
+    cosine = metrics.average(torch.cosine_similarity(first, second, dim=1))
+    return {"distance": metrics.ratio(apart, length), "cosine": cosine}
 
 
 def robust_table(n: int) -> Iterator[Row]:
     """LDCE's criticism (App. A, Fig. 7): who decides, the explained network or the robust one? All from the same noise.
 
-    "cone, no robust" and the like: how near the images of a row are to those of the robust network alone and of the
-    explained one alone. What mere sampling does: no guidance, and the robust network with other noise.
+    "to robust", "to classifier", "to cone": how near a row's images are to those guided by the robust network alone, by
+    the explained one alone, by both. What sampling itself does is seen without guidance, and with other noise.
     """
     x, labels = photographs("test", n)
     target = targets_of(x, labels)
@@ -313,17 +283,14 @@ def robust_table(n: int) -> Iterator[Row]:
             "no guidance": free,
         }
         for label, x_cf in rows.items():
-            judges = {"flip_rate": name, "other": OTHER[name], "robust": ROBUST}
-            yield {
-                "classifier": name,
-                "guided by": label,
-                **{k: metrics.flip_rate(classifier_of(j).predict(x_cf), target) for k, j in judges.items()},
-                "l2": metrics.lp_norm(x, x_cf, p=2.0, per_pixel=True, unit_range=True),
-                **{f"{k} to robust": v for k, v in nearness(x, x_cf, alone).items()},
-                **{f"{k} to classifier": v for k, v in nearness(x, x_cf, own).items()},
-                **{f"{k} to cone": v for k, v in nearness(x, x_cf, cones[name]).items()},
-                "n": n,
-            }
+            row: Row = {"classifier": name, "guided by": label, "n": n}
+            for column, judge in {"flip_rate": name, "other": OTHER[name], "robust": ROBUST}.items():
+                row[column] = metrics.flip_rate(classifier_of(judge).predict(x_cf), target)
+            row["l2"] = metrics.lp_norm(x, x_cf, p=2.0, per_pixel=True, unit_range=True)
+            for column, images_of in {"robust": alone, "classifier": own, "cone": cones[name]}.items():
+                near = nearness(x, x_cf, images_of)
+                row |= {f"{k} to {column}": v for k, v in near.items()}
+            yield row
 
 
 def settings(n: int) -> Iterator[Row]:
@@ -331,10 +298,8 @@ def settings(n: int) -> Iterator[Row]:
     for name in EXPLAINED:
         searched = blended(name)
         methods = {"DVCE": dvce(name), "Blended, searched": searched}
-        methods |= {
-            f"Blended, {C_c:g} and {C_d:g}": replace(searched, weights=((C_c, C_d),))
-            for C_c, C_d in searched.weights
-        }
+        for C_c, C_d in searched.weights:
+            methods[f"Blended, {C_c:g} and {C_d:g}"] = replace(searched, weights=((C_c, C_d),))
         for label, method in methods.items():
             row, _ = measure(method, name, n)
             yield {"classifier": name, "method": label, "attempts": row["calls"] / method.start, **row}
@@ -348,12 +313,8 @@ def variants(changes: dict[Any, Row], key: str, n: int) -> Iterator[Row]:
         row, results = measure(method, name, n)
         x, x_cf = joined(results, "x", "x_cf")
         moved = ((x - x_cf).abs() > 0.1).double().flatten(1).mean(1)  # by more than 5 % of the range
-        row = {
-            key: label,
-            "alpha_bar": alpha_bar_of(method),
-            **row,
-            "moved": metrics.average(moved, unit="%"),
-        }
+        alpha_bar = Diffusion(None, method.denoiser.betas, method.steps).alpha_bar[method.start - 1]
+        row |= {key: label, "alpha_bar": float(alpha_bar), "moved": metrics.average(moved, unit="%")}
         yield row | {"backbone": results[0].extra["perceptual"]}
 
 
