@@ -126,7 +126,7 @@ plots.image_grid(
 # its own gradient. Then DVCE: the robust network's gradient guides, projected into the cone around the resnet's.
 #
 # To see what a *gradient* did, we must take away what the *denoiser* did on its own: from noise half-way, it redraws every
-# seam, guided or not. So the run without any class gradient is made as well, and the rows "what guidance did" show
+# seam, guided or not. So the run without any class gradient is made as well, and the rows "guidance did" show
 # differences from that. Both on one scale.
 #
 # > **Predict first.** Both runs convince the resnet, or try to. In which will you see *why*? And to which will the second
@@ -148,9 +148,9 @@ plots.image_rows(
     {
         "input": x[k],
         "resnet alone": no_cone[RESNET].x_cf[k],
-        "what guidance\ndid": amplified(did["alone"], did["cone"]),
+        "guidance did\n(resnet alone)": amplified(did["alone"], did["cone"]),
         "DVCE": with_cone[RESNET].x_cf[k],
-        "what guidance\ndid ": amplified(did["cone"]),
+        "guidance did\n(DVCE)": amplified(did["cone"]),
     },
     titles={
         "input": [f"{SHORT[a]}\n→ {SHORT[b]}" for a, b in zip(labels[k].tolist(), target[k].tolist())],
@@ -249,7 +249,7 @@ results.show_table([{"gradient of": n, "left after a blur of 5x5": s} for n, s i
 #
 # The inner maximum is an attack, a few steps along the gradient at every step of the training. If some speckle of length
 # $\epsilon$ moves the output, the attack finds it, and the training takes it away. What remains to move the output are
-# changes that *longer* than $\epsilon$, or change what the picture shows. So its gradient has nowhere to point but to
+# changes that are *longer* than $\epsilon$. So its gradient has nowhere to point but to
 # things that matter, and that is why it can be read (Santurkar et al. 2019; Tsipras et al. 2019).
 #
 # It costs accuracy. From the cards of the shipped networks (radii are $\ell_2$ norms on images in $[-1,1]$; the attack
@@ -404,7 +404,7 @@ def sketch(angles, alpha=30.0):
         pair = torch.tensor([[[[0.0, 1.0]]], [[list(w)]]])
         foot = cone.cone_projection(pair[:1], pair[1:], alpha).flatten().tolist()
         arrow(ax, at(0, 1.1), plots.BLACK)
-        ax.text(-0.06, 1.1, "v", ha="right", fontsize=12)
+        ax.text(-0.06, 1.0, "v", ha="right", fontsize=12)
         arrow(ax, w, plots.BLUE)
         ax.text(*at(degrees + 7, 1.1), "w", color=plots.BLUE, fontsize=12, ha="center", va="center")
         reach = math.cos(math.radians(degrees - alpha))  # <u, w> for ||w|| = 1
@@ -417,10 +417,22 @@ def sketch(angles, alpha=30.0):
             case = "beyond 90° + α: the formula points AWAY"
             arrow(ax, at(alpha, -reach), plots.GREEN)
         arrow(ax, foot, plots.VERMILION, 3.0)
+        if degrees > alpha:
+            ax.text(
+                foot[0] - 0.08,
+                foot[1] + 0.02,
+                "P[w]",
+                color=plots.VERMILION,
+                fontsize=11,
+                ha="right",
+                va="center",
+            )
         ax.set_title(f"∠(v, w) = {degrees:g}°\n{case}", fontsize=9.5)
         ax.set(xlim=(-1.15, 1.25), ylim=(-1.15, 1.5), aspect="equal")
         ax.set_axis_off()
-    fig.suptitle(f"w (blue) and its projection into the cone of α = {alpha:g}° around v (red)", fontsize=11)
+    fig.suptitle(
+        f"The cone of α = {alpha:g}° around v, and the projection P[w]", fontsize=11, fontweight="bold"
+    )
     return fig
 
 
@@ -614,7 +626,8 @@ say(
 #
 # Eq. 4.4 has a practical trouble: the length of the gradient. It depends on the network, on the image, on the noise, and it
 # dies as soon as the network is convinced. Whatever $C_c$ you choose, it is too much here and too little there. Below, the
-# length of $\nabla_{x_t}\log p(y\,|\,\hat x_0)$ along chains that were guided by Eq. 4.4 as it stands; one thin line an image.
+# length of $\nabla_{x_t}\log p(y\,|\,\hat x_0)$ along chains that were guided by Eq. 4.4 as it stands: the median over a few images,
+# and the band from the shortest to the longest. Mind the logarithmic axis.
 #
 # > **Predict first.** By what factor will the lengths differ between images at the same step?
 
@@ -631,14 +644,13 @@ lengths = {
 display(
     plots.curve(
         {
-            f"{n}, image {i + 1}": (level, a[i].clamp(min=1e-6).tolist())
+            n: (level, *(a.quantile(q, dim=0).clamp(min=1e-6).tolist() for q in (0.5, 0, 1)))
             for n, a in lengths.items()
-            for i in range(min(FEW, 2))
         },
         xlabel="alpha_bar of the step (left: noise, right: almost an image)",
         ylabel="length of the class gradient",
         logy=True,
-        title="Eq. 4.4: gradients keep their own length (two images for each network)",
+        title="Eq. 4.4: gradients keep their own length",
     )
 )
 ratios = {n: float((a.amax(0) / a.amin(0).clamp(min=1e-9)).median()) for n, a in lengths.items()}
@@ -1078,19 +1090,22 @@ tried = {
 }
 confidence = torch.stack([chance(net[RESNET], r.x_cf, target[:few]) for r in tried.values()])  # (6, few)
 chosen = first_confident(confidence, searched.confidence)
-rows = {f"C_c = {c:g}\nC_d = {d:g}": r.x_cf for (c, d), r in tried.items()}
-titles = {
-    label: [f"P={p:.2f}" + (" ← taken" if chosen[n] == s else "") for n, p in enumerate(confidence[s])]
-    for s, label in enumerate(rows)
-}
-rows |= {"DVCE": with_cone[RESNET].x_cf[:few]}
-titles["DVCE"] = [f"P={p:.2f}" for p in chance(net[RESNET], rows["DVCE"], target[:few])]
+dvce_here = chance(net[RESNET], with_cone[RESNET].x_cf, target)
+shown = [("input", x, None)]
+shown += [(f"{c:g} and {d:g}", r.x_cf, confidence[s]) for s, ((c, d), r) in enumerate(tried.items())]
+shown += [("DVCE", with_cone[RESNET].x_cf, dvce_here)]
+titles = [
+    (f"{label}\n" if n == 0 else "")
+    + ("" if p is None else f"P={p[n]:.2f}" + " ← taken" * (label != "DVCE" and int(chosen[n]) == s - 1))
+    for n in range(few)
+    for s, (label, _, p) in enumerate(shown)
+]
 display(
-    plots.image_rows(
-        {"input": x[:few]} | rows,
-        titles=titles,
-        title="Six settings of Blended Diffusion, and the one of DVCE (resnet)",
-        size=1.1,
+    plots.image_grid(
+        torch.stack([images[n] for n in range(few) for _, images, _ in shown]),
+        titles,
+        columns=len(shown),
+        title="The resnet: six settings (C_c and C_d) of Blended Diffusion, and the one of DVCE",
     )
 )
 settings_full = stored("dvce_settings")
@@ -1314,7 +1329,7 @@ results.show_table(
 )
 
 # %% [markdown]
-# The tree is one man's opinion; the third column is a network's: the classes whose training images have the most similar
+# The tree is one opinion; the fourth column is a network's: the classes whose training images have the most similar
 # features (LDCE's second protocol, *representational similarity*). It needs no tree, but it needs a network, and if that
 # is the network to be explained, its opinion enters the question. For classes that have no sibling (trousers, dresses, bags)
 # `targets_of` takes the class of the most similar photograph, pixel by pixel.
