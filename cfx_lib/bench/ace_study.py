@@ -40,9 +40,8 @@ def ace(name: str, attribute: str, preset: str | None = None, **changes: Any) ->
 
 
 def l2_settings(preset: str) -> dict[str, Any]:
-    """What turns the settings `preset` into those with the l2 distance (of `fast/l2`, where there is one)."""
-    own = ACE.PRESETS.get("fast/l2", {}) if preset == "fast" else {}
-    return {"lambda_d": None, **own, "distance": "l2"}
+    """What turns the settings `preset` into those with the l2 distance: its weight in the thesis's proportion, 0.1 to 0.001."""
+    return {"distance": "l2", "lambda_d": 100 * ACE.PRESETS[preset].get("lambda_d", 0.001)}
 
 
 def attack_settings(attack: str, method: ACE, gd_step: float) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def attack_settings(attack: str, method: ACE, gd_step: float) -> dict[str, Any]:
         "pgd": {},
         "gd": {"attack": "gd", "step_size": gd_step},
         "cw": {"attack": "cw", "loss": "margin", "confidence": 3.0},
-    }[attack] | ACE.PRESETS.get(f"fast/{attack}", {})
+    }[attack]
 
 
 def gd_step(method: ACE, results: list[CFResult]) -> float:
@@ -350,9 +349,9 @@ def actionability(n: int) -> Iterator[Row]:
 TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (rows, number of faces)
     "ace_main": (main_table, 64),
     "ace_stages": (stages, 64),
-    "ace_attacks": (attacks, 40),
+    "ace_attacks": (attacks, 24),
     "ace_distance": (distance, 32),
-    "ace_cost": (cost, 16),
+    "ace_cost": (cost, 8),
     "ace_diversity": (diversity, 8),
     "ace_actionability": (actionability, 32),
 }

@@ -148,7 +148,9 @@ def main_rows(make: Callable[[str, str], Any], n: int) -> Iterator[Row]:
 
 def main_table(n: int) -> Iterator[Row]:
     """DiME on smile and age."""
-    return main_rows(lambda name, attribute: dime(classifier_of(name, attribute), preset_of(name, attribute)), n)
+    return main_rows(
+        lambda name, attribute: dime(classifier_of(name, attribute), preset_of(name, attribute)), n
+    )
 
 
 def adversarial(n: int) -> Iterator[Row]:
