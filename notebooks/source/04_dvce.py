@@ -43,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from IPython.display import Markdown, display
 
-from cfx_lib import DVCE, metrics
+from cfx_lib import DVCE, PGD, metrics
 from cfx_lib.bench import dime_study, dvce_study, results
 from cfx_lib.diffusion import Diffusion
 from cfx_lib.learn import exercise, mode, plots, progress, show, widgets
@@ -123,15 +123,14 @@ plots.image_grid(
 # %% [markdown]
 # ## The idea in one figure
 #
-# **The same photographs, the same noise, the same network to be explained (the `resnet`).** First it guides the denoiser by
-# its own gradient. Then DVCE: the robust network's gradient guides, projected into the cone around the resnet's.
+# **The same photographs, the same network to be explained (the `resnet`)**, three times. First the pixels are attacked (PGD,
+# notebook 02). Then the resnet guides a denoiser by its own gradient. Then comes DVCE: a *robust* network's gradient guides, kept
+# in a cone around the resnet's.
 #
-# To see what a *gradient* did, we must take away what the *denoiser* did on its own: from noise half-way, it redraws every
-# seam, guided or not. So the run without any class gradient is made as well, and the rows "guidance did" show
-# differences from that. Both on one scale.
+# Denoising from half-way redraws every seam, guided or not. To see what the *gradient* did, we subtract a third run from the
+# same noise without any class gradient: the rows "guidance did", both on one scale.
 #
-# > **Predict first.** Both runs convince the resnet, or try to. In which will you see *why*? And to which will the second
-# > opinion consent?
+# > **Predict first.** All three want to convince the resnet. In which do *you* see why? Which convince the second opinion?
 
 
 # %%
@@ -143,11 +142,13 @@ def explain(name, images=x, wanted=target, **changes):
 with_cone = {RESNET: dvce_study.dvce(RESNET).explain(x, target, record=True, **alone)}
 no_cone = {RESNET: dvce_study.dvce(RESNET, robust=None).explain(x, target, record=True, **alone)}
 unguided = explain(ROBUST, C_c=0.0)
+attacked = PGD(net[RESNET], eps=8.0, iterations=12).explain(x, target, **alone)
 k = slice(0, 8)
 did = {kind: (r[RESNET].x_cf - unguided.x_cf)[k] for kind, r in (("alone", no_cone), ("cone", with_cone))}
 plots.image_rows(
     {
         "input": x[k],
+        "pixels attacked": attacked.x_cf[k],
         "resnet alone": no_cone[RESNET].x_cf[k],
         "guidance did\n(resnet alone)": amplified(did["alone"], did["cone"]),
         "DVCE": with_cone[RESNET].x_cf[k],
@@ -155,10 +156,11 @@ plots.image_rows(
     },
     titles={
         "input": [f"{SHORT[a]}\n→ {SHORT[b]}" for a, b in zip(labels[k].tolist(), target[k].tolist())],
+        "pixels attacked": verdicts(RESNET, attacked.x_cf[k], target[k]),
         "resnet alone": verdicts(RESNET, no_cone[RESNET].x_cf[k], target[k]),
         "DVCE": verdicts(RESNET, with_cone[RESNET].x_cf[k], target[k]),
     },
-    title="The resnet, guiding alone and through the cone; P: of the resnet, 2nd: what the convnext sees",
+    title="Three ways to convince the resnet; P: of the resnet, 2nd: what the convnext sees",
 )
 
 
@@ -178,6 +180,7 @@ def score(name, r):
 
 COLUMNS = {"flip_rate": "flip rate", "confirmed": "confirmed flips", "l1": "mean change (l1)"}
 first = {
+    "nobody: pixels attacked": score(RESNET, attacked),
     "resnet alone": score(RESNET, no_cone[RESNET]),
     "DVCE, with the cone": score(RESNET, with_cone[RESNET]),
     "no class gradient": score(RESNET, unguided),
@@ -187,10 +190,11 @@ results.show_table(
 )
 did_l1 = {kind: metrics.average(d.abs().flatten(1).mean(1) / 2) for kind, d in did.items()}
 say(
-    f"Of {N} photographs the resnet alone flips {first['resnet alone']['flip_rate'].mean:.0%}, {first['resnet alone']['confirmed'].mean:.0%} with the "
-    f"second network's consent; with the cone it is {first['DVCE, with the cone']['flip_rate'].mean:.0%} and "
-    f"{first['DVCE, with the cone']['confirmed'].mean:.0%}. Guidance moved a pixel by {did_l1['alone'].mean:.4f} on average without the cone and by "
-    f"{did_l1['cone'].mean:.4f} with it, on a scale of 1, although **every step was equally long** (Eq. 4.7 sees to that)."
+    f"Of {N} photographs the attack flips {first['nobody: pixels attacked']['flip_rate'].mean:.0%}, {first['nobody: pixels attacked']['confirmed'].mean:.0%} with the "
+    f"second network's consent; the resnet as a guide {first['resnet alone']['flip_rate'].mean:.0%} and {first['resnet alone']['confirmed'].mean:.0%}; DVCE "
+    f"{first['DVCE, with the cone']['flip_rate'].mean:.0%} and {first['DVCE, with the cone']['confirmed'].mean:.0%}. Guidance moved a pixel by "
+    f"{did_l1['alone'].mean:.4f} on average without the cone and by {did_l1['cone'].mean:.4f} with it, on a scale of 1, although **every single push was "
+    "equally long** (Eq. 4.7 sees to that)."
 )
 
 # %% [markdown]
@@ -302,14 +306,14 @@ def unit_gradient(g):
 # convinced.
 #
 # $$ x_{k+1} = \Pi_{[-1,1]}\Big(x_k + s\,\frac{\nabla_{x_k}\log p(y\,|\,x_k)}{\lVert\nabla_{x_k}\log p(y\,|\,x_k)\rVert_2}\Big),
-# \qquad \text{until } p(y\,|\,x_k) > 0.9 \tag{4.2} $$
+# \qquad \text{until } p(y\,|\,x_k) > 0.5 \tag{4.2} $$
 #
 # > **Predict first.** Which of the three networks has to be walked the farthest way? And whose attacked image would convince
 # > *you*?
 
 
 # %%
-def walk(clf, images, wanted, step=0.1, most=100, enough=0.9):
+def walk(clf, images, wanted, step=0.1, most=100, enough=0.5):
     """Eq. 4.2: the attacked images (N,C,H,W); an image stops once P(wanted) exceeds `enough`."""
     attacked = images.clone()
     for _ in range(most):
@@ -338,7 +342,7 @@ for name, images in walked.items():
     attacks.append(
         {
             "attacked": name.split("/")[1],
-            "convinced": metrics.flip_rate(chance(net[name], images, target) > 0.9),
+            "convinced": metrics.flip_rate(chance(net[name], images, target) > 0.5),
             "length of the change (l2)": metrics.average((images - x).flatten(1).norm(dim=1)),
             "left after a blur": smooth(images - x),
             "second opinion consents": metrics.flip_rate(agrees),
@@ -419,21 +423,16 @@ def sketch(angles, alpha=30.0):
             arrow(ax, at(alpha, -reach), plots.GREEN)
         arrow(ax, foot, plots.VERMILION, 3.0)
         if degrees > alpha:
-            ax.text(
-                foot[0] - 0.08,
-                foot[1] + 0.02,
-                "P[w]",
-                color=plots.VERMILION,
-                fontsize=11,
-                ha="right",
-                va="center",
+            place, side = (
+                ((foot[0] / 2 + 0.08, foot[1] / 2), "left")
+                if reach >= 0
+                else ((foot[0] - 0.06, foot[1]), "right")
             )
+            ax.text(*place, "P[w]", color=plots.VERMILION, fontsize=11, ha=side, va="center")
         ax.set_title(f"∠(v, w) = {degrees:g}°\n{case}", fontsize=9.5)
         ax.set(xlim=(-1.15, 1.25), ylim=(-1.15, 1.5), aspect="equal")
         ax.set_axis_off()
-    fig.suptitle(
-        f"The cone of α = {alpha:g}° around v, and the projection P[w]", fontsize=11, fontweight="bold"
-    )
+    fig.suptitle(f"α = {alpha:g}°: the cone around v, and P[w]", fontsize=11, fontweight="bold")
     return fig
 
 
@@ -529,8 +528,8 @@ display(
         {f"{n} and robust": a[torch.isfinite(a)] for n, a in angles.items()}
         | {"random vectors": angle_degrees(*pair_of_noise)},
         xlabel="angle between the two gradients, degrees",
-        title=f"All steps of {N} explanations each; the cone is {method.angle:g}° wide, {x[0].numel()} values an image",
-        bins=90,
+        title=f"Angles at all steps of {N} explanations each",
+        bins=60,
     )
 )
 
@@ -579,11 +578,10 @@ display(
         },
         xlabel="alpha_bar of the step (left: noise, right: almost an image)",
         ylabel="mean angle, degrees",
-        hlines={"at right angles": 90.0, "the cone": method.angle},
+        hlines={"the cone": method.angle},
         title="The angle along the way",
     )
 )
-cosine = {n: math.cos(math.radians(row["mean_angle"].mean)) for n, row in spread.items()}
 say(
     f"Random pairs of this size lie {spread['random']['mean_angle'].mean:.1f}° apart, and hardly ever anything else. The networks' gradients lie "
     + " and ".join(f"{row['mean_angle'].mean:.0f}° ({n})" for n, row in spread.items() if n != "random")
@@ -596,12 +594,60 @@ say(
 )
 
 # %% [markdown]
-# Now a calculation that is often skipped. At the angle $\theta$ between $v$ and $w$, outside the cone, the direction that is
-# followed has the cosine $\cos\alpha$ with $v$ and $\cos(\theta-\alpha)$ with $w$. With $\alpha=30°$ the first is *always*
-# 0.87, and the second is smaller as soon as $\theta>60°$: **step by step, the explained network has the greater say.** So why does the picture of DVCE in the first figure look like
-# something, when the resnet alone (whose step it is, to 87 %) looks like nothing? Because of what survives many steps. A wish
-# that changes at every step cancels itself; a wish that stays the same adds up. Let us measure the cosine between the guidance
-# of *successive* steps:
+# ### Where the denoiser comes in
+#
+# Both gradients have passed through the same denoiser, and it lets through only directions in which clothes vary (Eq. 2.7). One
+# state from the middle of the chain: the gradients *at* the clean estimate $\hat x_0$, and the same two taken *through* the
+# denoiser, in $x_t$, as DVCE takes them.
+#
+# > **Predict first.** Which pair lies closer together?
+
+# %%
+k = slice(0, 8)
+step = no_cone[RESNET].steps[method.start // 2]
+diffusion = Diffusion(method.denoiser, method.denoiser.betas, method.steps, method.denoiser.learned_range)
+clean = denoise(diffusion, step.z[k], step.i)
+at_clean = {name: -class_gradient(net[name], clean.x0_hat, target[k])[0] for name in net}
+through = {name: gradient(log_probability(net[name], clean.x0_hat, target[k])[0], clean.x_t) for name in net}
+display(
+    plots.image_rows(
+        {"clean estimate": clean.x0_hat.detach()}
+        | {
+            f"resnet,\n{where}": amplified(g[RESNET])
+            for where, g in (("at x0_hat", at_clean), ("in x_t", through))
+        }
+        | {
+            f"robust,\n{where}": amplified(g[ROBUST])
+            for where, g in (("at x0_hat", at_clean), ("in x_t", through))
+        },
+        titles={"clean estimate": [f"→ {SHORT[b]}" for b in target[k].tolist()]},
+        title="Gradients before and after the denoiser (amplified)",
+    )
+)
+results.show_table(
+    [
+        {
+            "gradient of": name.split("/")[1],
+            "left after a blur, at x0_hat": smooth(at_clean[name]),
+            "in x_t": smooth(through[name]),
+            "angle to the robust one, at x0_hat": metrics.average(
+                angle_degrees(at_clean[name], at_clean[ROBUST])
+            ),
+            "in x_t ": metrics.average(angle_degrees(through[name], through[ROBUST])),
+        }
+        for name in EXPLAINED.values()
+    ]
+)
+
+# %% [markdown]
+# ### Who has the greater say in a step?
+#
+# A calculation that is often skipped. With the angle $\theta$ between $v$ and $w$, outside the cone, the direction that is
+# followed has the cosine $\cos\alpha$ with $v$ and $\cos(\theta-\alpha)$ with $w$. With $\alpha=30°$ the first is *always* 0.87, and the
+# second is smaller as soon as $\theta>60°$: **step by step, the explained network has the greater say.**
+#
+# Can the picture still be the robust network's? Yes, by what survives many steps. A wish that changes at every step cancels
+# itself; a wish that stays the same adds up. So let us measure the cosine between the guidance of *successive* steps:
 
 # %%
 robust_alone = dvce_study.dvce(ROBUST).explain(x, target, record=True, **alone)
@@ -619,10 +665,9 @@ results.show_table([{"guided by": n, "cosine of successive gradients": v} for n,
 steady = less(persistent["resnet alone"], persistent["robust alone"])
 say(
     {
-        REPRODUCED: "The robust network's wishes are **steadier**. What of them passes the cone adds up over the steps, while much of the "
-        "explained network's wish is taken back at the next step. Keep this in mind for section 9.",
-        NOT_REPRODUCED: "Here the robust network's wishes are *not* steadier; the explanation above does not hold in this run.",
-        INCONCLUSIVE: "On these images the two are not clearly different in steadiness; the explanation above is not settled by this run.",
+        REPRODUCED: "The robust network's wishes are **steadier**: more of them adds up over the steps. Keep this in mind for section 9.",
+        NOT_REPRODUCED: "Here the robust network's wishes are *not* steadier than the resnet's, which leaves less room for such an effect.",
+        INCONCLUSIVE: "On these images the two are not clearly different in steadiness, which leaves little room for such an effect.",
     }[steady]
 )
 
