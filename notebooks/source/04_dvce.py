@@ -254,8 +254,8 @@ results.show_table([{"gradient of": n, "left after a blur of 5x5": s} for n, s i
 #
 # The inner maximum is an attack, a few steps along the gradient at every step of the training. If some speckle of length
 # $\epsilon$ moves the output, the attack finds it, and the training takes it away. What remains to move the output are
-# changes that are *longer* than $\epsilon$. So its gradient has nowhere to point but to
-# things that matter, and that is why it can be read (Santurkar et al. 2019; Tsipras et al. 2019).
+# changes that are *longer* than $\epsilon$, and on the whole these change what the picture shows. That is the usual
+# explanation of why its gradient can be read (Santurkar et al. 2019; Tsipras et al. 2019).
 #
 # It costs accuracy. From the cards of the shipped networks (radii are $\ell_2$ norms on images in $[-1,1]$; the attack
 # is a strong one of the library foolbox):
@@ -351,9 +351,9 @@ for name, images in walked.items():
 results.show_table(attacks)
 
 # %% [markdown]
-# Two networks with nearly the same accuracy, and attacks of quite different character. This robust network *could* be
-# explained by its attacks alone; that is what the method **SVCE** does (Boreiko et al. 2022), which we meet in section 9. But
-# nobody deploys it: it gives up accuracy for its readable gradient. DVCE wants to explain the network that is *in use*.
+# Networks of the same classes, and attacks of quite different character. The robust network *could* be explained by its attacks
+# alone; that is what the method **SVCE** does (Boreiko et al. 2022), which we meet in section 9. But it pays for its readable
+# gradient with accuracy (the table above), so it is seldom the one in use. DVCE wants to explain the network that *is*.
 
 # %% [markdown]
 # ## 2 · The cone
@@ -371,7 +371,8 @@ results.show_table(attacks)
 #
 # Remember Eq. 2.6, DiME's shortcut, and Eq. 2.7, what the shortcut leaves out: the Jacobian of the denoiser, a covariance of
 # the images that are still possible. DVCE does not leave it out. And yet, the authors report, a non-robust classifier gets
-# "very small modifications of the image, which are similar to adversarial examples" (DVCE, Sect. 3.2): the first figure.
+# "very small modifications of the image, which are similar to adversarial examples" (DVCE, Sect. 3.2). Does the first figure
+# agree?
 #
 # ### The projection
 #
@@ -503,8 +504,8 @@ def cone_projection(v, w, angle_deg):
 #
 # In the plane $w$ may lie anywhere. In a space of as many dimensions as an image has values it may not: two *random* vectors
 # are almost exactly at right angles there, since their inner product is a sum of many terms of either sign. LDCE's authors
-# (Farid et al. 2023, Appendix A) measured DVCE on ImageNet: 97.73 % of all pairs of gradients lie more than 60° apart, and
-# they explain it by that very property of high dimensions. If they are right, nearly every gradient is projected, and the
+# (Farid et al. 2023, Appendix A) measured DVCE on ImageNet: nearly all pairs of gradients lie more than 60° apart (section 8 has
+# the number), and they explain it by that very property of high dimensions. If they are right, nearly every gradient is projected, and the
 # explained network has nothing to say but "roughly this half of the space".
 #
 # > **Predict first.** Two networks of the same classes, trained on the same photographs, look at the same image and are asked
@@ -1103,7 +1104,7 @@ for row in decides_here:
 
 # %% [markdown]
 # Read the two claims together. The first says how much of the *picture* is the robust network's; the second, whether the
-# explained network has any influence on the *outcome*. And a third thing matters to whoever wants to know what *his* network
+# explained network has any influence on the *outcome*. And a third thing matters to whoever wants to know what *their* network
 # does differently from another: do the pictures of two explained networks differ at all, when one robust network helps with
 # both?
 
@@ -1459,7 +1460,7 @@ claim("A far target changes the image more than a close one", "this course", les
 # ## 11 · Faces: explanations that can be graded
 #
 # Back to the personas, where an oracle judges flips and the true counterfactual is known. Here the question of notebook 02 comes
-# back: what happens with the *brittle* twin, whose gradients are pure speckle? DiME and ACE needed settings of their own for it.
+# back: what happens with the *brittle* twin, whose gradients are mostly speckle? DiME and ACE needed settings of their own for it.
 # DVCE does not: its gradients are made of length one.
 
 # %%
@@ -1579,8 +1580,8 @@ say(f"With the released switches ({', '.join(f'`{k}={v}`' for k, v in released.i
 # %% [markdown]
 # ## 13 · Failures
 #
-# Of all counterfactuals of this notebook, the worst: not flipped is worst; flipped, but the judge (the second network, the oracle)
-# disagrees is next; then the largest change.
+# Of all counterfactuals of this notebook, the worst: not flipped is worst; flipped, but the second network disagrees is
+# next; then the largest change.
 
 # %%
 pool = [(short, with_cone[name], net[dvce_study.OTHER[name]]) for short, name in EXPLAINED.items()]
