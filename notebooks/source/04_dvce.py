@@ -58,7 +58,7 @@ from cfx_lib.zoo.checksums import data_dir
 warnings.filterwarnings("ignore", message="IProgress not found")
 warnings.filterwarnings("ignore", message=".*already given their target class")  # counted where it matters
 MODE = mode(MODE)
-N, FEW, FACES = {"fast": (10, 5, 4), "full": (40, 20, 16), "paper": (40, 20, 16)}[MODE]  # photographs; faces
+N, FEW, FACES = {"fast": (8, 4, 3), "full": (40, 20, 16), "paper": (40, 20, 16)}[MODE]  # photographs; faces
 alone = {"progress": False}
 
 
@@ -211,7 +211,8 @@ k = slice(0, 8)
 raw = {name: -class_gradient(net[name], x, target)[0] for name in (RESNET, CONVNEXT, ROBUST)}
 PEOPLE = {n: f"personas/{n}:smile" for n in ("smile-old", "brittle", "robust")}
 face_net = {n: dvce_study.classifier_of(name) for n, name in PEOPLE.items()}
-faces, face_factors = dime_study.faces("test", "smile", FACES)  # smiling, frowning, smiling, ...
+faces, face_factors = dime_study.faces("test", "smile", FACES + FACES % 2)  # smiling, frowning, smiling, ...
+faces, face_factors = faces[:FACES], face_factors[slice(FACES)]
 to_smile = 1 - face_net["smile-old"].predict(faces)
 raw_faces = {n: -class_gradient(clf, faces, to_smile)[0] for n, clf in face_net.items()}
 display(
@@ -239,10 +240,40 @@ def smooth(image):
     return metrics.average(blurred.flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1))
 
 
-smoothness = {name.split("/")[1]: smooth(g) for name, g in raw.items()}
-smoothness["white noise"] = smooth(torch.randn(64, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
-smoothness |= {f"{n} (faces)": smooth(g) for n, g in raw_faces.items()}
-results.show_table([{"gradient of": n, "left after a blur of 5x5": s} for n, s in smoothness.items()])
+def on_garment(gradient, images):
+    """Share of a gradient that lies on the photographed thing (and the pixels next to it), image by image."""
+    thing = F.max_pool2d((images > -0.9).float(), 3, stride=1, padding=1)
+    return metrics.average((gradient.abs() * thing).sum((1, 2, 3)) / gradient.abs().sum((1, 2, 3)))
+
+
+noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+readable = [
+    {
+        "gradient of": name.split("/")[-1],
+        "share on the garment": on_garment(g, x),
+        "left after a blur of 5x5": smooth(g),
+    }
+    for name, g in (raw | {"(white noise)": noise}).items()
+]
+results.show_table(readable)
+mouth = dime_study.region_mask("mouth")
+results.show_table(
+    [
+        {
+            "gradient of": n,
+            "share in the mouth's region": metrics.average(
+                (g.abs() * mouth).sum((1, 2, 3)) / g.abs().sum((1, 2, 3))
+            ),
+            "left after a blur of 5x5": smooth(g),
+        }
+        for n, g in raw_faces.items()
+    ]
+)
+
+# %% [markdown]
+# *Readable* is hard to put into a number. Two attempts are in the tables: how much of a gradient lies where there is
+# something to see at all, and how much is left after a blur. The second one deceives: noise need not be fine. The convnext cuts its
+# image into patches, and its noise is as coarse as they are.
 
 # %% [markdown]
 # ### What adversarial training changes
@@ -344,7 +375,7 @@ for name, images in walked.items():
             "attacked": name.split("/")[1],
             "convinced": metrics.flip_rate(chance(net[name], images, target) > 0.5),
             "length of the change (l2)": metrics.average((images - x).flatten(1).norm(dim=1)),
-            "left after a blur": smooth(images - x),
+            "share on the garment": on_garment(images - x, x),
             "second opinion consents": metrics.flip_rate(agrees),
         }
     )
@@ -629,8 +660,8 @@ results.show_table(
     [
         {
             "gradient of": name.split("/")[1],
-            "left after a blur, at x0_hat": smooth(at_clean[name]),
-            "in x_t": smooth(through[name]),
+            "share on the garment, at x0_hat": on_garment(at_clean[name], clean.x0_hat.detach()),
+            "in x_t": on_garment(through[name], clean.x0_hat.detach()),
             "angle to the robust one, at x0_hat": metrics.average(
                 angle_degrees(at_clean[name], at_clean[ROBUST])
             ),
@@ -1097,8 +1128,11 @@ if guides_full:
     results.show_table(guides_full, {"classifier": "explained", "guided by": "guided by", "distance to robust": "distance to robust alone",
         "cosine to robust": "cosine", "distance to classifier": "distance to classifier alone", "cosine to classifier": "cosine "})  # fmt: skip
 for row in decides_here:
-    claim(f"With the cone the changes are nearer to the robust network's than to the explained network's own, {row['cone around']}", "LDCE, App. A",
-          less(row["to this network alone"], row["to the robust alone"]))  # fmt: skip
+    nearer = less(row["to this network alone"], row["to the robust alone"])
+    if guides_full:  # on more images, by the distance
+        full = only(guides_full, classifier=EXPLAINED[row["cone around"]], **{"guided by": "cone"})[0]
+        nearer = less(full["distance to robust"], full["distance to classifier"])
+    claim(f"With the cone the image is nearer to the robust network's than to the explained network's own, {row['cone around']}", "LDCE, App. A", nearer)  # fmt: skip
     claim(f"The robust network alone flips fewer images of the explained network than the cone does, {row['cone around']}", "this course",
           less(row["robust alone says target"], value(guides_here, "flip_rate", classifier=EXPLAINED[row["cone around"]], **{"guided by": "cone"})))  # fmt: skip
 
@@ -1154,7 +1188,7 @@ def first_confident(confidence, enough):
 
 
 # %%
-few = min(4, FEW)
+few = min(3, FEW)
 searched = dvce_study.blended(RESNET)
 tried = {
     pair: replace(searched, weights=(pair,)).explain(x[:few], target[:few], **alone)
@@ -1212,7 +1246,7 @@ if settings_full:
 # robust network.
 
 # %%
-svce = dvce_study.svce(ROBUST).explain(x, target, **alone)
+svce = dvce_study.svce(ROBUST).explain(x[:FEW], target[:FEW], **alone)
 blended_robust = dvce_study.blended(ROBUST).explain(x[:few], target[:few], **alone)
 k = slice(0, few)
 display(
@@ -1302,7 +1336,7 @@ for other in ("SVCE", "Blended"):
 
 # %%
 k = slice(0, FEW)
-STARTS = sorted({max(1, round(share * method.steps)) for share in (0.2, 0.6, 0.8)} - {method.start})
+STARTS = sorted({max(1, round(share * method.steps)) for share in (0.25, 0.75)} - {method.start})
 by_start = {s: explain(RESNET, x[k], target[k], start=s) for s in STARTS}
 by_start = dict(sorted((by_start | {method.start: with_cone[RESNET]}).items()))
 by_distance = {d: explain(RESNET, x[k], target[k], distance=d) for d in ("l2",)} | {
@@ -1450,11 +1484,11 @@ size = {
     n: metrics.average((images - x[:FEW]).abs().flatten(1).mean(1) / 2)
     for n, images in (("close", near_rows), ("far", sent_far.x_cf))
 }
-flips = {"close": with_cone[RESNET].flipped[:FEW].float().mean(), "far": sent_far.flipped.float().mean()}
+flips = {"close": metrics.flip_rate(with_cone[RESNET].flipped[:FEW]), "far": metrics.flip_rate(sent_far)}
 say(
-    f"Close targets: {flips['close']:.0%} flipped, mean change {size['close']}. Far targets: {flips['far']:.0%} flipped, mean change {size['far']}."
+    f"Close targets: {flips['close']} flipped, mean change {size['close']}. Far targets: {flips['far']} flipped, mean change {size['far']}."
 )
-claim("A far target changes the image more than a close one", "this course", less(size["close"], size["far"]))
+claim("Fewer images reach a far target than a close one", "this course", less(flips["far"], flips["close"]))
 
 # %% [markdown]
 # ## 11 · Faces: explanations that can be graded
