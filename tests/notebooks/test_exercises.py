@@ -71,7 +71,7 @@ def opened():
 
 
 def test_the_first_notebooks_are_there():
-    assert {"01", "02", "03"} <= set(SOURCES)
+    assert {"01", "02", "03", "04"} <= set(SOURCES)
 
 
 @pytest.mark.parametrize("key", EXERCISES)
