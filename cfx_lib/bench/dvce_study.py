@@ -203,7 +203,9 @@ def main_table(n: int) -> Iterator[Row]:
         for label, method in {"DVCE": dvce(name), "SVCE": attack, "Blended": blended(name)}.items():
             paper = paper_table_1(label) if name == ROBUST else {}
             paper["paper_flip"] = LDCE_TABLE_1.get((label, name))
-            row, _ = measure(method, name, n // 4 if label == "Blended" else n)  # it searches six settings
+            row, _ = measure(
+                method, name, max(2, n // 4) if label == "Blended" else n
+            )  # it searches six settings
             yield {"method": label, "classifier": name, **row, **paper}
 
 
@@ -220,7 +222,7 @@ def personas_table(n: int) -> Iterator[Row]:
             ("Blended", "smile-old"): blended(fair),
         }
         for (label, name), method in methods.items():
-            count = n // 4 if label == "Blended" else n  # it searches six settings
+            count = max(2, n // 4) if label == "Blended" else n  # it searches six settings
             row, results = dime_study.measure(method, attribute, count)
             row |= graded(results, name, attribute, count) | cost_of(results)
             yield {"attribute": attribute, "method": label, "classifier": name, **row}
