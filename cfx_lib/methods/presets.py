@@ -98,7 +98,6 @@ ACE: Settings = {
 # DVCE, Sect. 3.1 to 3.3: T = 200 from the half, C_c = 0.1, C_d = 0.15, alpha = 30, l1, for all images and classifiers;
 # these are the defaults of the class. Its App. B.6 averages the gradients over views, here 16.
 _DVCE: dict[str, Any] = {"steps": 200, "start": 100, "C_c": 0.1, "C_d": 0.15, "angle": 30.0, "distance": "l1"}
-_DVCE_FAST: dict[str, Any] = {"steps": 50, "start": 25, "C_c": 0.15, "C_d": 0.1, "ascend": True, "clip": True}
 DVCE: Settings = {
     "paper/imagenet": _DVCE,
     "paper/imagenet/views": _DVCE | {"augment": Augment(16)},
@@ -108,10 +107,12 @@ DVCE: Settings = {
     # Its published commands also leave the denoiser out of the distance's gradient.
     "released/imagenet/undenoised": _DVCE
     | {"scale": "eps", "inside": "v", "output": "x0_hat", "distance_grad": "x0_hat"},
-    # Starting values for the personas, not tuned: from alpha_bar about 0.1, one step in four.
-    "fast": _DVCE_FAST,
-    # Photographs of 32x32 pixels, chosen on training photographs: from alpha_bar about 0.03 both networks follow, and the
-    # second one confirms most flips. The paper's C_c and C_d, from the half, flip one in four.
+    # One step in four, the paper's cone, both weights larger: with 0.1 and 0.15 about half of the faces flip and one
+    # photograph in four. The personas, chosen on validation faces for smile and age, clean and brittle network alike:
+    # from the half (alpha_bar about 0.08), a distance as heavy as the class, which keeps what need not change.
+    "fast": {"steps": 50, "start": 25, "C_c": 0.3, "C_d": 0.3},
+    # Photographs of 32x32 pixels, chosen on training photographs: from alpha_bar about 0.03, where the other network
+    # confirms nearly all flips; from the half it is 4 in 5 with the same weights.
     "fast/fashion": {"steps": 50, "start": 30, "C_c": 0.3, "C_d": 0.2},
 }
 
