@@ -833,17 +833,24 @@ def value(rows, metric, **wanted):
     return hits[0].get(metric) if hits else None
 
 
-rates = [r["flip_rate"] for r in main_full if r["direction"] == "both"]
-rates = rates or [r["flip_rate"] for r in main_here]
-every = torch.cat([torch.arange(v.n) < round(v.mean * v.n) for v in rates])  # as if counted in one go
-claim("ACE flips at least 95 % of the faces (all classifiers and attributes together)", "Sect. 4.4.1",
-      less(0.95, metrics.flip_rate(every)))  # fmt: skip
+for name in ("smile-old", "brittle"):
+    rows = [r for r in main_full if r["direction"] == "both" and r["classifier"] == name]
+    rates = [r["flip_rate"] for r in rows or (main_here if name == "smile-old" else contest[1:])]
+    every = torch.cat([torch.arange(v.n) < round(v.mean * v.n) for v in rates])  # as if counted in one go
+    claim(f"ACE flips at least 95 % of the faces, {name} (smile and age together)", "Sect. 4.4.1",
+          less(0.95, metrics.flip_rate(every)))  # fmt: skip
 claim(
     "The filter keeps the class of more than 90 % of the clean faces",
     "App. A.1",
     less(0.9, keeps["smile-old"]),
 )
 claim("It undoes at least half of the attacks that do not know of it", "Sect. 4.3.1", less(survived[at], 0.5))
+
+# %% [markdown]
+# If the two twins part in the first claim, remember that they differ in one thing only: noise in the training. The thesis
+# explains ordinary classifiers of photographs; our drawings seem to be harder for ACE when the classifier is as brittle as
+# ours. The stages tell where it fails: does the attack get through, and is the flip then lost in the refinement? (Open
+# exercise F.)
 
 # %% [markdown]
 # ## 9 · Paper against measured
@@ -1477,6 +1484,9 @@ progress("03")
 #   filter, and report failure and "bizarre patterns" (thesis, Sect. 4.6). Try it: take the classifier's gradient at
 #   $F_\tau(x')$ and hand it to $x'$ as it is, divided by nothing, as if no filter stood between. Do you find the same? What
 #   would it save?
+# - **F ●●●** Why does ACE flip fewer faces of the brittle classifier? Compare $P$(wanted) of the pre-explanation behind the
+#   filter, of the pre-explanation itself, and of the counterfactual. Find better settings on *validation* faces
+#   (`dime_study.faces("val", ...)`), and only then look at test faces.
 
 # %% [markdown]
 # ## References
