@@ -1563,7 +1563,7 @@ faces_full = stored("dvce_personas")
 if faces_full:
     say("**Many faces, both directions:**")
     results.show_table(faces_full, {"attribute": "attribute", "method": "method", "classifier": "classifier"} | FACE
-                       | {"outside_share": "outside share", "displacement": "displacement", "seconds": "seconds"})  # fmt: skip
+                       | {"outside_share": "outside share", "displacement": "displacement"})  # fmt: skip
 for attribute in ("smile", "old") if faces_full else ("smile",):
     rows = only(faces_full, attribute=attribute)
 
