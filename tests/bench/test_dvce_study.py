@@ -125,3 +125,11 @@ def test_shares_of_angles_leave_out_what_is_undefined() -> None:
 def test_unknown_table_is_named() -> None:
     with pytest.raises(ValueError, match="dvce_main"):
         dvce_study.run(["dvce_nothing"])
+
+
+def test_stored_tables_are_complete() -> None:
+    """Every table that the notebook reads is there, in full mode, with where it comes from."""
+    for name, (_, n) in dvce_study.TABLES.items():
+        stored = results.load(name)
+        assert stored.mode == "full" and stored.commit and stored.date, name
+        assert max(row["n"] for row in stored.rows) == n, name
