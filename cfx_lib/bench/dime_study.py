@@ -24,7 +24,7 @@ Row = dict[str, Any]
 BATCH = 16
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _model(name: str) -> Any:
     return zoo.load(name, dtype="bf16" if name == "personas/ddpm" else "fp32", channels_last=True)
 
