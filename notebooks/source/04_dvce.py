@@ -46,7 +46,7 @@ from IPython.display import Markdown, display
 from cfx_lib import DVCE, PGD, metrics
 from cfx_lib.bench import dime_study, dvce_study, results
 from cfx_lib.diffusion import Diffusion
-from cfx_lib.learn import exercise, mode, plots, progress, show, widgets
+from cfx_lib.learn import exercise, hint, mode, plots, progress, show, solution, widgets  # noqa: F401
 from cfx_lib.learn.compare import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, less, near, stored
 from cfx_lib.methods import cone
 from cfx_lib.methods.gradients import class_gradient
