@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from cfx_lib import metrics
 from cfx_lib.bench import dime_study
-from cfx_lib.bench.dime_study import Row, classifier_of, dime, explain, faces, graded, measure, oracle_of
+from cfx_lib.bench.dime_study import (
+    Row,
+    classifier_of,
+    dime,
+    explain,
+    faces,
+    graded,
+    measure,
+    oracle_of,
+    preset_of,
+)
 from cfx_lib.diffusion import Diffusion
 from cfx_lib.methods.ace import ACE
 from cfx_lib.methods.filters import diffusion_filter
@@ -27,15 +37,10 @@ REACHED = 0.9
 """An attack counts as through once F_tau(x') has the wanted class with this probability."""
 
 
-def preset_of(name: str, attribute: str = "smile") -> str:
-    """The preset for a classifier or an attribute, where there is one of its own."""
-    return next(p for p in (f"fast/{name}", f"fast/{attribute}", "fast") if p in ACE.PRESETS)
-
-
 def ace(name: str, attribute: str, preset: str | None = None, **changes: Any) -> ACE:
     """ACE on the classifier `name`, asked about `attribute`."""
     classifier = classifier_of(name, attribute)
-    preset = preset or preset_of(name, attribute)
+    preset = preset or preset_of(ACE, name, attribute)
     return ACE.preset(preset, dime_study._model("personas/ddpm"), classifier, **changes)
 
 
@@ -184,7 +189,7 @@ def attacks(n: int) -> Iterator[Row]:
 def distance(n: int) -> Iterator[Row]:
     """l1 against l2 (Sect. 4.4.2), and no distance at all."""
     for attribute in ("smile", "old"):
-        preset = preset_of("smile-old", attribute)
+        preset = preset_of(ACE, "smile-old", attribute)
         for label, changes in (("none", {"lambda_d": 0.0}), ("l1", {}), ("l2", l2_settings(preset))):
             method = ace("smile-old", attribute, preset, **changes)
             row, results = measure(method, attribute, n)
@@ -353,7 +358,7 @@ TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (ro
     "ace_distance": (distance, 16),
     "ace_cost": (cost, 8),
     "ace_diversity": (diversity, 8),
-    "ace_actionability": (actionability, 16),
+    "ace_actionability": (actionability, 32),
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cfx_lib import metrics, zoo
+from cfx_lib.methods.base import Presets
 from cfx_lib.methods.baselines import PGD
 from cfx_lib.methods.dime import DiME
 from cfx_lib.types import CFResult
@@ -61,11 +62,10 @@ def dime(classifier: Any, preset: str = "fast", **changes: Any) -> DiME:
     return DiME.preset(preset, _model("personas/ddpm"), classifier, **changes)
 
 
-def preset_of(name: str, attribute: str) -> str:
-    """The preset for a classifier: the brittle one has longer gradients, and an age takes more than a mouth."""
-    if name == "brittle":
-        return "fast/brittle"
-    return "fast/age" if attribute == "old" else "fast"
+def preset_of(method: type[Presets], name: str, attribute: str = "smile") -> str:
+    """The preset of a method for a classifier (or a world), else for an attribute's factor, where it has one of its own."""
+    own = (f"fast/{name}", f"fast/{personas.FACTOR_OF[attribute]}", "fast")
+    return next(preset for preset in own if preset in method.PRESETS)
 
 
 def measure(
@@ -101,19 +101,8 @@ def _truth(name: str, attribute: str, n: int, split: str) -> tuple[Tensor, Tenso
 def graded(results: list[CFResult], name: str, attribute: str, n: int, split: str = "test") -> Row:
     """The counterfactuals against the true minimal ones. Faces without a true one are left out."""
     x_true, move, found = _truth(name, attribute, n, split)
-    shared = {"x_true": x_true, "where": found}
-    return {
-        "edit_error": metrics.edit_error(results, **shared),
-        "outside_share": metrics.outside_share(results, **shared),
-        "mask_overlap": metrics.mask_overlap(results, **shared),
-        "displacement": metrics.displacement(
-            results,
-            oracle=_model("personas/oracle"),
-            factor=personas.FACTOR_OF[attribute],
-            true_move=move,
-            where=found,
-        ),
-    }
+    oracle, factor = _model("personas/oracle"), personas.FACTOR_OF[attribute]
+    return metrics.grades(results, x_true=x_true, oracle=oracle, factor=factor, true_move=move, where=found)
 
 
 # ------------------------------------------------------------------------------------------------ the tables
@@ -149,7 +138,7 @@ def main_rows(make: Callable[[str, str], Any], n: int) -> Iterator[Row]:
 def main_table(n: int) -> Iterator[Row]:
     """DiME on smile and age."""
     return main_rows(
-        lambda name, attribute: dime(classifier_of(name, attribute), preset_of(name, attribute)), n
+        lambda name, attribute: dime(classifier_of(name, attribute), preset_of(DiME, name, attribute)), n
     )
 
 

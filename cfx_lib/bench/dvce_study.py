@@ -21,6 +21,7 @@ from cfx_lib import metrics
 from cfx_lib.bench import ace_study, dime_study
 from cfx_lib.bench.dime_study import Row, explain, graded
 from cfx_lib.diffusion import Diffusion
+from cfx_lib.methods.base import Presets
 from cfx_lib.methods.blended import BlendedDiffusion
 from cfx_lib.methods.cone import cone_angle
 from cfx_lib.methods.dvce import DVCE
@@ -52,27 +53,27 @@ def robust_of(name: str) -> str:
     return f"{world}/robust" + rest[rest.find(":") :] * (":" in rest)
 
 
-def preset_of(name: str, presets: Any = DVCE.PRESETS) -> str:
-    """The preset of a world ("fashion", "personas") or for a network; an age has one of its own where that is needed."""
-    own = ["fast/fashion"] * name.startswith("fashion") + ["fast/age"] * name.endswith(":old")
-    return next(preset for preset in (*own, "fast") if preset in presets)
+def preset_of(method: type[Presets], name: str) -> str:
+    """The preset of a method for the world of a network ("fashion", "personas") or for the attribute asked about."""
+    attribute = name.partition(":")[2] or "smile"
+    return dime_study.preset_of(method, name.split("/")[0], attribute)
 
 
 def dvce(name: str, **changes: Any) -> DVCE:
     """DVCE on a network, through the cone around it unless it is robust itself; `robust=None`: on the network alone."""
     helper = None if name == robust_of(name) else classifier_of(robust_of(name))
     changes = {"robust": helper} | changes
-    return DVCE.preset(preset_of(name), denoiser_of(name), classifier_of(name), **changes)
+    return DVCE.preset(preset_of(DVCE, name), denoiser_of(name), classifier_of(name), **changes)
 
 
 def svce(name: str, **changes: Any) -> SVCE:
     """SVCE on the robust network of the same world, or on `classifier`, where adversarial images must be expected."""
     classifier = changes.pop("classifier", None) or classifier_of(robust_of(name))
-    return SVCE.preset(preset_of(name, SVCE.PRESETS), classifier, **changes)
+    return SVCE.preset(preset_of(SVCE, name), classifier, **changes)
 
 
 def blended(name: str, **changes: Any) -> BlendedDiffusion:
-    preset = preset_of(name, BlendedDiffusion.PRESETS)
+    preset = preset_of(BlendedDiffusion, name)
     return BlendedDiffusion.preset(preset, denoiser_of(name), classifier_of(name), **changes)
 
 
@@ -194,18 +195,32 @@ def paper_table_1(method: str) -> Row:
     return {"paper_confidence": confidence, "paper_fid": fid, **sized}
 
 
+def gaps(row: Row, reference: Row, columns: tuple[str, ...], to: str) -> Row:
+    """The paired differences of two summaries of the same images, which tables do not keep otherwise."""
+    return {
+        f"{column}_against_{to}": metrics.difference(row[column], reference[column]) for column in columns
+    }
+
+
 def main_table(n: int) -> Iterator[Row]:
-    """Table 1, and beyond it: the three methods on both networks and on the robust one, the only one of the paper's."""
+    """Table 1, and beyond it: the three methods on both networks and on the robust one, the only one of the paper's.
+
+    Blended Diffusion searches six settings, so it gets the first quarter of the images, and is compared with DVCE on these.
+    """
     x, _ = photographs("test", n)
+    columns = ("flip_rate", "confidence", "l1", "l1.5", "l2", "realism")
     for name in (*EXPLAINED, ROBUST):
         yield {"method": "photographs", "classifier": name, "realism": realism(x, OTHER[name]), "n": n}
-        attack = svce(name, classifier=classifier_of(name))
-        for label, method in {"DVCE": dvce(name), "SVCE": attack, "Blended": blended(name)}.items():
+        methods = {"SVCE": svce(name, classifier=classifier_of(name)), "Blended": blended(name)}
+        counts = {"SVCE": n, "Blended": max(2, n // 4)}
+        ours = {count: measure(dvce(name), name, count)[0] for count in counts.values()}
+        rows = {"DVCE": ours[n]}
+        for label, method in methods.items():
+            row, _ = measure(method, name, counts[label])
+            rows[label] = row | gaps(row, ours[counts[label]], columns, "dvce")
+        for label, row in rows.items():
             paper = paper_table_1(label) if name == ROBUST else {}
             paper["paper_flip"] = LDCE_TABLE_1.get((label, name))
-            row, _ = measure(
-                method, name, max(2, n // 4) if label == "Blended" else n
-            )  # it searches six settings
             yield {"method": label, "classifier": name, **row, **paper}
 
 
@@ -266,7 +281,8 @@ def robust_table(n: int) -> Iterator[Row]:
     """LDCE's criticism (App. A, Fig. 7): who decides, the explained network or the robust one? All from the same noise.
 
     "to robust", "to classifier", "to cone": how near a row's images are to those guided by the robust network alone, by
-    the explained one alone, by both. What sampling itself does is seen without guidance, and with other noise.
+    the explained one alone, by both. "guidance to ...": the cosine of what guidance did, which is the difference from the
+    images without guidance. What sampling itself does is seen there, and with other noise.
     """
     x, labels = photographs("test", n)
     target = targets_of(x, labels)
@@ -274,44 +290,69 @@ def robust_table(n: int) -> Iterator[Row]:
     def images(method: DVCE, seed: int = 0) -> Tensor:
         return joined(explain(method, x, target, seed=seed), "x_cf")[0]
 
-    alone, cones = images(dvce(ROBUST)), {name: images(dvce(name)) for name in EXPLAINED}
-    other_noise, free = images(dvce(ROBUST), seed=1), images(dvce(ROBUST, C_c=0.0))
-    for name in EXPLAINED:
-        own = images(dvce(name, robust=None))
-        rows = {
+    robust, other_noise = images(dvce(ROBUST)), images(dvce(ROBUST), seed=1)
+    free = images(dvce(ROBUST, C_c=0.0))
+    cones = {name: images(dvce(name)) for name in EXPLAINED}
+    alone = {name: images(dvce(name, robust=None)) for name in EXPLAINED}
+    for name, other in zip(EXPLAINED, EXPLAINED[::-1], strict=True):
+        runs = {
             "cone": cones[name],
-            "robust alone": alone,
-            "classifier alone": own,
-            "cone of the other": cones[OTHER[name]],
+            "robust alone": robust,
+            "classifier alone": alone[name],
+            "cone of the other": cones[other],
+            "the other alone": alone[other],
             "robust alone, other noise": other_noise,
             "no guidance": free,
         }
-        for label, x_cf in rows.items():
+        rows: dict[str, Row] = {}
+        for label, x_cf in runs.items():
             row: Row = {"classifier": name, "guided by": label, "n": n}
-            for column, judge in {"flip_rate": name, "other": OTHER[name], "robust": ROBUST}.items():
+            for column, judge in {"flip_rate": name, "other": other, "robust": ROBUST}.items():
                 row[column] = metrics.flip_rate(classifier_of(judge).predict(x_cf), target)
             row["l2"] = metrics.lp_norm(x, x_cf, p=2.0, per_pixel=True, unit_range=True)
-            for column, images_of in {"robust": alone, "classifier": own, "cone": cones[name]}.items():
-                near = nearness(x, x_cf, images_of)
-                row |= {f"{k} to {column}": v for k, v in near.items()}
-            yield row
+            row["guidance"] = metrics.lp_norm(free, x_cf, p=2.0, per_pixel=True, unit_range=True)
+            for column, guided in {"robust": robust, "classifier": alone[name], "cone": cones[name]}.items():
+                row |= {f"{k} to {column}": v for k, v in nearness(x, x_cf, guided).items()}
+                row[f"guidance to {column}"] = nearness(free, x_cf, guided)["cosine"]
+            rows[label] = row
+        cone, own = rows["cone"], rows["classifier alone"]
+        cone["robust_over_classifier"] = metrics.difference(
+            cone["guidance to robust"], cone["guidance to classifier"]
+        )
+        own |= gaps(own, cone, ("other", "l2"), "cone")
+        own["share_of_cone"] = metrics.ratio(own["guidance"].scores, cone["guidance"].scores)
+        with_help, without = (
+            rows["cone of the other"]["guidance to cone"],
+            rows["the other alone"]["guidance to classifier"],
+        )
+        cone["alike_against_alone"] = metrics.difference(with_help, without)
+        yield from rows.values()
 
 
 def settings(n: int) -> Iterator[Row]:
     """Sect. 3.1 and Fig. 2: one setting for all images and networks, against six and a search for each image."""
-    for name in EXPLAINED:
+    for name in (*EXPLAINED, ROBUST):
         searched = blended(name)
         methods = {"DVCE": dvce(name), "Blended, searched": searched}
         for C_c, C_d in searched.weights:
             methods[f"Blended, {C_c:g} and {C_d:g}"] = replace(searched, weights=((C_c, C_d),))
+        ours: Row = {}
         for label, method in methods.items():
             row, _ = measure(method, name, n)
-            yield {"classifier": name, "method": label, "attempts": row["calls"] / method.start, **row}
+            ours = ours or row
+            against = {} if label == "DVCE" else gaps(row, ours, ("flip_rate", "confidence"), "dvce")
+            yield {
+                "classifier": name,
+                "method": label,
+                "attempts": row["calls"] / method.start,
+                **row,
+                **against,
+            }
 
 
 def variants(changes: dict[Any, Row], key: str, n: int) -> Iterator[Row]:
-    """DVCE on the first network with changed settings, a row for each."""
-    name = EXPLAINED[0]
+    """DVCE on the first network with changed settings, a row for each, compared with the first of them."""
+    name, first = EXPLAINED[0], None
     for label, settings in changes.items():
         method = dvce(name, **settings)
         row, results = measure(method, name, n)
@@ -319,7 +360,8 @@ def variants(changes: dict[Any, Row], key: str, n: int) -> Iterator[Row]:
         moved = ((x - x_cf).abs() > 0.1).double().flatten(1).mean(1)  # by more than 5 % of the range
         alpha_bar = Diffusion(None, method.denoiser.betas, method.steps).alpha_bar[method.start - 1]
         row |= {key: label, "alpha_bar": float(alpha_bar), "moved": metrics.average(moved, unit="%")}
-        yield row | {"backbone": results[0].extra["perceptual"]}
+        first = row if first is None else first
+        yield row | gaps(row, first, ("moved", "l1"), "first") | {"backbone": results[0].extra["perceptual"]}
 
 
 def start(n: int) -> Iterator[Row]:

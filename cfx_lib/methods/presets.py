@@ -91,7 +91,7 @@ ACE: Settings = {
     # a mouth; 15 pixels of 128 are 7 of 64. An age is spread over the face: from alpha_bar 0.60, with a lower threshold.
     # Without noise augmentation the gradients are longer, and speckle passes more easily: from 0.89.
     "fast": _ACE_FAST,
-    "fast/old": _ACE_FAST | {"steps": 10, "step_size": 4.0, "lambda_d": 0.0001, "threshold": 0.15},
+    "fast/age": _ACE_FAST | {"steps": 10, "step_size": 4.0, "lambda_d": 0.0001, "threshold": 0.15},
     "fast/brittle": _ACE_FAST | {"steps": 20, "lambda_d": 0.001, "threshold": 0.3},
 }
 
@@ -111,6 +111,9 @@ DVCE: Settings = {
     # photograph in four. The personas, chosen on validation faces for smile and age, clean and brittle network alike:
     # from the half (alpha_bar about 0.09), a distance as heavy as the class, which keeps what need not change.
     "fast": {"steps": 50, "start": 25, "C_c": 0.3, "C_d": 0.3},
+    # An age is spread over the face: from alpha_bar about 0.013 and pushed and held harder, one of eight settings on 32
+    # validation faces that "fast" was not chosen on (94 % flipped and confirmed; "fast" there: 78 and 72 %).
+    "fast/age": {"steps": 50, "start": 33, "C_c": 0.5, "C_d": 0.5},
     # Photographs of 32x32 pixels, chosen on training photographs: from alpha_bar about 0.03, where the other network
     # confirms nearly all flips; from the half, with the same weights, it confirms fewer.
     "fast/fashion": {"steps": 50, "start": 30, "C_c": 0.3, "C_d": 0.2},

@@ -156,6 +156,29 @@ def displacement(
     return ratio(blank(moves, keep), blank(sizes, keep), backbone=name)
 
 
+def grades(
+    x: Tensor | Results,
+    x_cf: Tensor | None = None,
+    *,
+    x_true: Tensor,
+    oracle: Callable[[Tensor], Any],
+    factor: str,
+    true_move: Tensor,
+    where: Any = None,
+) -> dict[str, Value]:
+    """All grades against the true minimal counterfactuals: `edit_error`, `outside_share`, `mask_overlap`, `displacement`.
+
+    Arguments as there. Raises ValueError as they do.
+    """
+    shared = {"x_true": x_true, "where": where}
+    return {
+        "edit_error": edit_error(x, x_cf, **shared),
+        "outside_share": outside_share(x, x_cf, **shared),
+        "mask_overlap": mask_overlap(x, x_cf, **shared),
+        "displacement": displacement(x, x_cf, oracle=oracle, factor=factor, true_move=true_move, where=where),
+    }
+
+
 def edit_region(x: Tensor, x_new: Tensor, *, threshold: float = 0.15, dilate: int = 1) -> Tensor:
     """Mask of the pixels that an edit changed, made as in ACE: (N,C,H,W) twice -> (N,H,W) bool.
 

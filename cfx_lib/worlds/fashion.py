@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfx_lib.worlds import trees
+
 __all__ = ["CLASSES", "HIERARCHY", "distance", "load", "load_uint8", "path_of", "siblings", "to_tensor"]
 
 CLASSES = (
@@ -92,8 +94,7 @@ def distance(a: int | str, b: int | str) -> int:
     if _index(a) == _index(b):
         return 0
     first, second = path_of(a), path_of(b)
-    shared = len(os.path.commonprefix([first, second]))
-    return len(first) + len(second) - 2 * shared + 2
+    return len(first) + len(second) - 2 * trees.shared(first, second) + 2
 
 
 def siblings(label: int | str) -> list[int]:
@@ -101,10 +102,7 @@ def siblings(label: int | str) -> list[int]:
 
     siblings("Shirt") is [0] (T-shirt/top), siblings("Sandal") is [7, 9] (the other footwear); a Bag has the other nine.
     """
-    own = _index(label)
-    shared = [len(os.path.commonprefix([path_of(own), path_of(k)])) for k in range(len(CLASSES))]
-    nearest = max(s for k, s in enumerate(shared) if k != own)
-    return [k for k, s in enumerate(shared) if s == nearest and k != own]
+    return trees.siblings(_index(label), [path_of(k) for k in range(len(CLASSES))])
 
 
 # ---------------------------------------------------------------------------------------------------- images

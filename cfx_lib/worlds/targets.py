@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cfx_lib.checks import check_images, check_target
 from cfx_lib.types import Noise, frozen_models
-from cfx_lib.worlds import fashion, imagenet_tree
+from cfx_lib.worlds import fashion, imagenet_tree, trees
 
 __all__ = ["Tree", "nearest_classes", "representational", "semantic", "tree_of"]
 
@@ -59,7 +59,7 @@ class Tree:
         if self.label_of(a) == self.label_of(b):
             return 0
         first, second = self.path(a), self.path(b)
-        return len(first) + len(second) - 2 * _shared(first, second) + 2
+        return len(first) + len(second) - 2 * trees.shared(first, second) + 2
 
     def neighbours(self, label: int | str, k: int = 4) -> list[int]:
         """The `k` closest other classes by the shortest path, ties by label (LDCE: the top 4 of WordNet).
@@ -76,15 +76,7 @@ class Tree:
 
     def siblings(self, label: int | str) -> list[int]:
         """The classes under the narrowest kind that a class shares with any other, by label."""
-        own = self.label_of(label)
-        shared = {k: _shared(self.path(own), self.path(k)) for k in sorted(self.classes) if k != own}
-        return [k for k, depth in shared.items() if depth == max(shared.values())]
-
-
-def _shared(first: Sequence[str], second: Sequence[str]) -> int:
-    """The length of the common beginning of two paths."""
-    pairs = enumerate(zip(first, second))
-    return next((k for k, (a, b) in pairs if a != b), min(len(first), len(second)))
+        return trees.siblings(self.label_of(label), {k: self.path(k) for k in self.classes})
 
 
 def _edges(

@@ -44,6 +44,8 @@ def test_a_table_can_be_made_and_read_back(name: str, quick) -> None:  # noqa: A
         assert all(("paper_l1" in r) == (r["classifier"] == "fashion/robust") for r in rows if "calls" in r)
         assert {r["calls"] for r in rows if r["method"] == "DVCE"} == {2}
         assert {r["calls"] for r in rows if r["method"] == "SVCE"} == {0}
+        for ours, other in ((r, s) for r, s in zip(rows, rows[1:], strict=False) if r["method"] == "DVCE"):
+            assert other["l1_against_dvce"].mean == pytest.approx(other["l1"].mean - ours["l1"].mean)
     if name == "dvce_personas":
         assert [r["attribute"] for r in rows] == ["smile"] * (len(rows) // 2) + ["old"] * (len(rows) // 2)
         assert all({"edit_error", "semantic_flip_rate"} <= r.keys() for r in rows)
@@ -63,6 +65,11 @@ def test_a_table_can_be_made_and_read_back(name: str, quick) -> None:  # noqa: A
             same = [r for r in rows if r["guided by"] == label]
             assert len(same) == 2 and all(r[f"distance to {column}"].mean == 0 for r in same)
             assert all(r[f"cosine to {column}"].mean == pytest.approx(1) for r in same)
+            assert all(r[f"guidance to {column}"].mean == pytest.approx(1) for r in same)
+        assert all(r["guidance"].mean == 0 for r in rows if r["guided by"] == "no guidance")
+        cone = next(r for r in rows if r["guided by"] == "cone")
+        gap = cone["guidance to robust"].mean - cone["guidance to classifier"].mean
+        assert cone["robust_over_classifier"].mean == pytest.approx(gap)
     if name == "dvce_settings":
         attempts = {r["method"]: r["attempts"] for r in rows}
         assert attempts.pop("Blended, searched") == 2 and set(attempts.values()) == {1}
@@ -99,8 +106,14 @@ def test_targets_are_siblings_and_those_who_have_none_go_to_another_class() -> N
 def test_names_choose_networks_presets_and_helpers() -> None:
     assert dvce_study.robust_of("personas/brittle:smile") == "personas/robust:smile"
     assert dvce_study.robust_of("fashion/convnext") == "fashion/robust"
-    assert dvce_study.preset_of("fashion") == dvce_study.preset_of("fashion/robust") == "fast/fashion"
-    assert dvce_study.preset_of("personas") == "fast"
+    assert (
+        dvce_study.preset_of(DVCE, "fashion")
+        == dvce_study.preset_of(DVCE, "fashion/robust")
+        == "fast/fashion"
+    )
+    assert dvce_study.preset_of(DVCE, "personas/brittle:smile") == "fast"
+    assert dvce_study.preset_of(DVCE, "personas/brittle:old") == "fast/age"
+    assert dvce_study.preset_of(SVCE, "personas/robust:old") == "fast"
     assert dvce_study.dvce("fashion/robust").robust is None
     assert dvce_study.dvce("fashion/resnet", robust=None, C_c=0.2).C_c == 0.2
     assert dvce_study.dvce("personas/brittle:smile").robust.name == "personas/robust:smile"

@@ -591,7 +591,7 @@ def test_presets_hold_the_numbers_of_the_thesis():
         ACE.preset("celeba", None, None)
 
 
-@pytest.mark.parametrize("name, level", [("fast", 0.93), ("fast/old", 0.60), ("fast/brittle", 0.89)])
+@pytest.mark.parametrize("name, level", [("fast", 0.93), ("fast/age", 0.60), ("fast/brittle", 0.89)])
 def test_the_fast_presets_start_where_their_comment_says(name: str, level: float) -> None:
     method = ACE.preset(name, None, None)
     diffusion = Diffusion(None, linear_betas(1000), method.steps)

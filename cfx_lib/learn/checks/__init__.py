@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Check", "Wrong", "check", "close", "get", "keys", "shaped"]
+__all__ = ["Check", "Wrong", "check", "close", "get", "keys", "number", "shaped"]
 
 
 class Wrong(Exception):
@@ -128,6 +128,15 @@ def close(
     shaped(value, tuple(expected.shape), what)
     if not torch.allclose(value.double(), expected.double(), atol=atol, rtol=rtol):
         raise Wrong(message)
+
+
+def number(value: Any) -> int | float:
+    """Return `value` if it is a number or a tensor that holds one; else raise `Wrong` saying what it is."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Wrong(f"expected a number; you returned {describe(value)}.")
+    return value
 
 
 def describe(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cfx_lib.learn.checks import Wrong, check, close, describe, shaped
+from cfx_lib.learn.checks import Wrong, check, close, number, shaped
 from cfx_lib.methods.gradients import distance_gradient
 
 
@@ -258,10 +258,7 @@ def _(answer: Callable) -> None:
     for start in (1, 2, 5, 60):
         for shared in (False, True):
             got, want = answer(start, shared), network_calls(start, shared)
-            if isinstance(got, Tensor):
-                got = got.item()
-            if isinstance(got, bool) or not isinstance(got, int | float):
-                raise Wrong(f"expected a number; you returned {describe(got)}.")
+            got = number(got)
             if got == want:
                 continue
             seen = f"for start = {start}, shared = {shared} you return {got:g}, it is {want}."

@@ -8,58 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfx_lib.diffusion import Diffusion, linear_betas
-from cfx_lib.learn.checks import Wrong, check, close, describe, shaped
-
-Draw = Callable[[Tensor], Tensor]
-
-
-def _images(*shape: int) -> Tensor:
-    return torch.rand(*shape) * 2 - 1
-
-
-class _Denoiser:
-    """Small and smooth: a pixel is denoised in the light of its neighbours, so that inside and outside of a mask meet."""
-
-    def __init__(self) -> None:
-        self.betas = linear_betas(100)
-        self.alpha_bar = torch.cumprod(1 - self.betas, 0).float()
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
-        near = (x + F.avg_pool2d(x, 3, stride=1, padding=1)) / 2
-        return (1 - alpha_bar).sqrt() * near / (alpha_bar / 4 + 1 - alpha_bar)
-
-
-class _Tape:
-    """Noise drawn beforehand, given out in order, so that two ways of asking can be compared."""
-
-    def __init__(self, shape: tuple[int, ...], n: int) -> None:
-        self.draws, self.used = [torch.randn(shape) for _ in range(n)], 0
-
-    def __call__(self, like: Tensor) -> Tensor:
-        if self.used == len(self.draws):
-            raise Wrong(
-                f"your function asked for noise more than {len(self.draws)} times: does the loop end at index 0?"
-            )
-        self.used += 1
-        return self.draws[self.used - 1]
-
-    def again(self) -> _Tape:
-        """The same draws from the beginning."""
-        tape = _Tape((1,), 0)
-        tape.draws = self.draws
-        return tape
-
-
-def _diffusion() -> Diffusion:
-    denoiser = _Denoiser()
-    return Diffusion(denoiser, denoiser.betas, 20, learned_range=False)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a.detach(), b.detach(), atol=1e-5, rtol=1e-4)
-
+from cfx_lib.diffusion import Diffusion
+from cfx_lib.learn.checks import Wrong, check, close, describe, number, shaped
+from cfx_lib.learn.checks.toys import Draw, Tape, images, same, small_diffusion
 
 # ------------------------------------------------------------------------------------ 03.1 the filter
 
@@ -77,15 +28,15 @@ def filter_tau(diffusion: Diffusion, x: Tensor, start: int, draw: Draw) -> Tenso
     "03.1",
     dots=2,
     minutes=10,
-    hint="`diffusion.q_sample(x, start - 1, draw(x))` is Eq. 3.2. Then for i = start - 1, ..., 0: "
+    hint="`diffusion.q_sample(x, start - 1, draw(x))` is Eq. 3.1. Then for i = start - 1, ..., 0: "
     "`p = diffusion.p_mean_variance(x_t, i)`; the next state is `p.mean`, plus, unless i is 0, the root of `p.variance` "
     "times a draw.",
     reference=filter_tau,
 )
 def _(answer: Callable) -> None:
-    diffusion, start = _diffusion(), 4
-    x = _images(2, 3, 4, 4).requires_grad_()
-    tape = _Tape((2, 3, 4, 4), start + 4)
+    diffusion, start = small_diffusion(), 4
+    x = images(2, 3, 4, 4).requires_grad_()
+    tape = Tape((2, 3, 4, 4), start + 4, "does the loop end at index 0?")
     got = shaped(answer(diffusion, x, start, tape), (2, 3, 4, 4), "the filtered image")
     want = filter_tau(diffusion, x, start, tape.again())
 
@@ -100,35 +51,35 @@ def _(answer: Callable) -> None:
             x_t = p.mean if quiet or (i == 0 and not last) else p.mean + scale * draw(x_t)
         return x_t
 
-    if not got.requires_grad and _same(got, want):
+    if not got.requires_grad and same(got, want):
         raise Wrong(
             "the image is right, but no gradient can flow back through it: take out `no_grad` and `detach`. The attack "
             "needs the gradient of the classifier THROUGH the filter; without it the filter is only a cleaning."
         )
-    if _same(got, chain(start)):
+    if same(got, chain(start)):
         raise Wrong(
             "you noised to index `start`, one beyond the first index that you denoise. F_tau takes `start` steps: they "
             "have the indices start - 1, ..., 0."
         )
-    if _same(got, chain(start - 1, last=True)):
+    if same(got, chain(start - 1, last=True)):
         raise Wrong(
             "the last step (i = 0) still adds noise, so the filtered image is never clean: return its mean."
         )
-    if _same(got, chain(start - 1, rooted=False)):
+    if same(got, chain(start - 1, rooted=False)):
         raise Wrong(
             "the noise of a step has the variance `p.variance`: multiply the draw by its square root."
         )
-    if _same(got, chain(start - 1, quiet=True)):
+    if same(got, chain(start - 1, quiet=True)):
         raise Wrong(
-            "you follow the means only. Eq. 3.3 adds noise after every step but the last; without it the chain ends in "
+            "you follow the means only. Eq. 3.2 adds noise after every step but the last; without it the chain ends in "
             "blurred averages, not in faces."
         )
-    if _same(got, chain(start - 1, noised=False)):
-        raise Wrong("the image was scaled but not noised: Eq. 3.2 has a second term, with a draw in it.")
+    if same(got, chain(start - 1, noised=False)):
+        raise Wrong("the image was scaled but not noised: Eq. 3.1 has a second term, with a draw in it.")
     draw = tape.again()
-    if _same(got, diffusion.x0_hat(diffusion.q_sample(x, start - 1, draw(x)), start - 1)):
+    if same(got, diffusion.x0_hat(diffusion.q_sample(x, start - 1, draw(x)), start - 1)):
         raise Wrong(
-            "this is the one-step estimate from the first noisy state. The filter walks all `start` steps of Eq. 3.3."
+            "this is the one-step estimate from the first noisy state. The filter walks all `start` steps of Eq. 3.2."
         )
     close(
         got.detach(),
@@ -158,36 +109,36 @@ def pgd_step(x_adv: Tensor, x: Tensor, class_grad: Tensor, lambda_d: float, step
     reference=pgd_step,
 )
 def _(answer: Callable) -> None:
-    x, step, weight = _images(2, 3, 4, 4) * 0.5, 0.02, 0.3
+    x, step, weight = images(2, 3, 4, 4) * 0.5, 0.02, 0.3
     x_adv, grad = x + 0.1 * torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     x[0, 0, 0], x_adv[0, 0, 0], grad[0, 0, 0] = 0.99, 0.99, -1.0  # a pixel that would leave the range
     x_adv[1, 1, 1], grad[1, 1, 1] = x[1, 1, 1], 0.0  # nothing pulls here
     got = shaped(answer(x_adv, x, grad, weight, step), (2, 3, 4, 4), "the next x'")
     pull = weight * (x_adv - x).sign()
     whole = grad + pull
-    if _same(got, (x_adv + step * whole.sign()).clamp(-1, 1)):
-        raise Wrong("the step goes up: Eq. 3.4 is to become small, so go AGAINST its gradient.")
-    if _same(got, (x_adv - step * (grad - pull).sign()).clamp(-1, 1)):
+    if same(got, (x_adv + step * whole.sign()).clamp(-1, 1)):
+        raise Wrong("the step goes up: Eq. 3.5 is to become small, so go AGAINST its gradient.")
+    if same(got, (x_adv - step * (grad - pull).sign()).clamp(-1, 1)):
         raise Wrong(
             "the distance term has the wrong sign: its gradient points from x to x', so going against it leads back to x."
         )
-    if _same(got, (x_adv - step * grad.sign()).clamp(-1, 1)):
+    if same(got, (x_adv - step * grad.sign()).clamp(-1, 1)):
         raise Wrong(
             "the distance term is missing: with lambda_d = 0 nothing calls a pixel back that the class does not need."
         )
-    if _same(got, (x_adv - step * whole).clamp(-1, 1)):
+    if same(got, (x_adv - step * whole).clamp(-1, 1)):
         raise Wrong(
             "this is plain gradient descent (the thesis's `GD`). PGD takes the sign of the gradient, so every pixel moves by "
             "the same amount."
         )
-    if _same(got, (x_adv - step * (grad.sign() + pull)).clamp(-1, 1)):
+    if same(got, (x_adv - step * (grad.sign() + pull)).clamp(-1, 1)):
         raise Wrong(
             "the sign was taken of the class gradient alone. Add the two gradients first: only then can a small class "
             "gradient LOSE against lambda_d, and that is what makes the change sparse."
         )
-    if _same(got, x_adv - step * whole.sign()):
+    if same(got, x_adv - step * whole.sign()):
         raise Wrong("a pixel left [-1, 1]: an image has no values there. Clamp the result.")
-    if _same(got, (x_adv - step * whole.sign()).clamp(0, 1)):
+    if same(got, (x_adv - step * whole.sign()).clamp(0, 1)):
         raise Wrong("you clamped to [0, 1]; images are in [-1, 1] in this library.")
     close(
         got,
@@ -215,24 +166,24 @@ def l2_gradient(x_adv: Tensor, x: Tensor) -> Tensor:
     reference=l2_gradient,
 )
 def _(answer: Callable) -> None:
-    x = _images(3, 3, 4, 4)
+    x = images(3, 3, 4, 4)
     x_adv = x + torch.tensor([0.1, 1.0, 0.3]).view(-1, 1, 1, 1) * torch.randn(3, 3, 4, 4)
     got, difference = shaped(answer(x_adv, x), (3, 3, 4, 4), "the gradient"), x_adv - x
     want = l2_gradient(x_adv, x)
-    if _same(got, -want):
+    if same(got, -want):
         raise Wrong("this points from x' to x; the gradient of the distance points away from x.")
-    if _same(got, 2 * difference) or _same(got, difference):
+    if same(got, 2 * difference) or same(got, difference):
         raise Wrong(
             "this is the gradient of the SQUARED norm: it grows with the distance. The recorded runs of the authors' code "
             "have the norm itself, whose gradient always has length 1."
         )
-    if _same(got, difference / difference.norm()):
+    if same(got, difference / difference.norm()):
         raise Wrong(
             "you took one norm over the whole batch: then the pull on an image depends on its neighbours. One norm an image."
         )
-    if _same(got, F.normalize(difference, dim=1)):
+    if same(got, F.normalize(difference, dim=1)):
         raise Wrong("you took a norm at every pixel; d(x', x) has one norm for the whole image.")
-    if _same(got, difference.sign()):
+    if same(got, difference.sign()):
         raise Wrong("this is the gradient of the l1 norm: every pixel with the same force.")
     close(got, want, "expected (x' - x) divided by its Euclidean norm, image by image.")
     start = answer(x.clone(), x)
@@ -263,7 +214,7 @@ def make_mask(x: Tensor, pre: Tensor, size: int, threshold: float) -> Tensor:
     reference=make_mask,
 )
 def _(answer: Callable) -> None:
-    x = _images(3, 3, 12, 12) * 0.2
+    x = images(3, 3, 12, 12) * 0.2
     pre = x.clone()
     pre[0, :, 2, 2] += 0.8
     pre[0, :, 9, 9] += 0.1  # below the threshold
@@ -333,11 +284,11 @@ def refine(diffusion: Diffusion, x: Tensor, pre: Tensor, mask: Tensor, start: in
     reference=refine,
 )
 def _(answer: Callable) -> None:
-    diffusion, start = _diffusion(), 3
-    x, pre = _images(2, 3, 6, 6), _images(2, 3, 6, 6)
+    diffusion, start = small_diffusion(), 3
+    x, pre = images(2, 3, 6, 6), images(2, 3, 6, 6)
     mask = torch.zeros(2, 1, 6, 6, dtype=torch.bool)
     mask[:, :, 1:4, 2:5] = True
-    tape = _Tape((2, 3, 6, 6), 2 * start + 3)
+    tape = Tape((2, 3, 6, 6), 2 * start + 3, "does the loop end at index 0?")
     with torch.no_grad():
         got = shaped(
             answer(diffusion, x, pre, mask, start, tape), (2, 3, 6, 6), "the counterfactual"
@@ -359,35 +310,35 @@ def _(answer: Callable) -> None:
                 x_t = torch.where(here, x_t, diffusion.q_sample(x, i, draw(x)))
         return x_t if kind == "unpasted" else torch.where(here, x_t.clamp(-1, 1), x)
 
-    if _same(got, other("swapped")):
+    if same(got, other("swapped")):
         raise Wrong(
             "inside and outside are swapped: x_t stays where the mask is True, the input comes in elsewhere."
         )
-    if _same(got, other("unpasted")) or _same(got, other("unpasted").clamp(-1, 1)):
+    if same(got, other("unpasted")) or same(got, other("unpasted").clamp(-1, 1)):
         raise Wrong(
             "outside the mask the result is x after the last denoising step: nearly x, but redrawn. Put x itself back after "
             "the loop; then every pixel outside is exactly the input's."
         )
-    if _same(got, other("bare")):
+    if same(got, other("bare")):
         raise Wrong(
             "outside the mask you put the CLEAN x beside a noisy x_t. The denoiser expects one level of noise everywhere: noise "
             "x to index i first (`q_sample`, a new draw at each step)."
         )
-    if _same(got, other("level")):
+    if same(got, other("level")):
         raise Wrong(
             "the input outside is noised to the first level at every step; it should have the level i of x_t."
         )
-    if _same(got, other("late")):
+    if same(got, other("late")):
         raise Wrong(
             "you compose after the step, with x at the level of the step before: at i the collage has two levels of noise. Compose "
             "first, then denoise the collage, so that the inside is drawn with the outside in view."
         )
-    if _same(got, other("never")):
+    if same(got, other("never")):
         raise Wrong(
             "you paste only at the end. Then the inside was drawn beside a redrawn face, not beside this one, and a seam may show: "
             "compose at every step."
         )
-    if _same(got, other("clean")):
+    if same(got, other("clean")):
         raise Wrong(
             "the pre-explanation goes in clean: noise it to index start - 1 first (Algorithm 2, line 4)."
         )
@@ -419,10 +370,7 @@ def _(answer: Callable) -> None:
     for iterations, start in ((3, 2), (50, 5), (30, 4), (1, 1)):
         for backward in (False, True):
             got, want = answer(iterations, start, backward), ace_calls(iterations, start, backward)
-            if isinstance(got, Tensor):
-                got = got.item()
-            if isinstance(got, bool) or not isinstance(got, int | float):
-                raise Wrong(f"expected a number; you returned {describe(got)}.")
+            got = number(got)
             if got == want:
                 continue
             seen = f"for iterations = {iterations}, start = {start}, backward = {backward} you return {got:g}, it is {want}."

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfx_lib.diffusion import Diffusion, linear_betas
+from cfx_lib.diffusion import Diffusion
 from cfx_lib.learn.checks import Wrong, check, close, describe, shaped
+from cfx_lib.learn.checks.toys import Draw, Tape, images, same, small_diffusion
 from cfx_lib.methods import cone
 from cfx_lib.methods.guidance import denoise, gradient, image_distance, log_probability, unit
-
-Draw = Callable[[Tensor], Tensor]
-
-
-def _images(*shape: int) -> Tensor:
-    return torch.rand(*shape) * 2 - 1
+from cfx_lib.worlds import trees
 
 
 def _per_image(numbers: Tensor) -> Tensor:
@@ -31,10 +27,6 @@ def _length(g: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return _per_image((a * b).flatten(1).sum(1))
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a.detach(), b.detach(), atol=1e-5, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------ 04.1 the direction
@@ -59,23 +51,23 @@ def _(answer: Callable) -> None:
     still[1] = 0
     got = answer(g)
     shaped(got, (3, 2, 4, 4), "the direction")
-    if _same(got, g / g.norm()):
+    if same(got, g / g.norm()):
         raise Wrong(
             "you divided by the length of the whole batch: then the images with long gradients leave nothing to the "
             "others. Every image has its own length: flatten from axis 1 on."
         )
-    if _same(got, F.normalize(g, dim=1)):
+    if same(got, F.normalize(g, dim=1)):
         raise Wrong(
             "you normalised over the channels, pixel by pixel: every pixel now counts alike, and the picture in the gradient "
             "is lost. An image is ONE vector of all its values."
         )
-    if _same(got, g / _per_image(g.abs().flatten(1).sum(1))):
-        raise Wrong("you divided by the sum of absolute values, the l1 norm; Eq. 12 has the l2 norm.")
-    if _same(got, g / _per_image(g.abs().flatten(1).amax(1))):
-        raise Wrong("you divided by the largest entry, the maximum norm; Eq. 12 has the l2 norm.")
-    if _same(got, g.sign()):
+    if same(got, g / _per_image(g.abs().flatten(1).sum(1))):
+        raise Wrong("you divided by the sum of absolute values, the l1 norm; here it is the l2 norm.")
+    if same(got, g / _per_image(g.abs().flatten(1).amax(1))):
+        raise Wrong("you divided by the largest entry, the maximum norm; here it is the l2 norm.")
+    if same(got, g.sign()):
         raise Wrong("this is the sign of every entry, as in PGD; here the proportions of the entries stay.")
-    if _same(got, g / _length(g) ** 2):
+    if same(got, g / _length(g) ** 2):
         raise Wrong("you divided by the squared length: the result has the length 1/||g||, not 1.")
     close(got, unit(g)[0], "every image's gradient should be divided by its own l2 length.", atol=1e-4)
     got = answer(still)
@@ -106,16 +98,16 @@ def _(answer: Callable) -> None:
     got = answer(v, w)
     shaped(got, (4,), "the angles")
     want = cone.cone_angle(v, w)
-    if _same(got, torch.deg2rad(want)):
+    if same(got, torch.deg2rad(want)):
         raise Wrong("these are radians; the paper's alpha is in degrees.")
-    if _same(got, torch.minimum(want, 180 - want)):
+    if same(got, torch.minimum(want, 180 - want)):
         raise Wrong(
             "you lost the sign of the cosine: an obtuse angle became an acute one. Gradients may point against each other, and "
             "that is the interesting case."
         )
-    if _same(got, torch.cos(torch.deg2rad(want))):
+    if same(got, torch.cos(torch.deg2rad(want))):
         raise Wrong("this is the cosine. The angle is its `acos`, in degrees.")
-    if _same(got, 90 - want) or _same(got, want - 90):
+    if same(got, 90 - want) or same(got, want - 90):
         raise Wrong("this is the angle's complement: you took `asin` where `acos` belongs.")
     close(got, want, "the cosine is <v, w> / (||v|| ||w||), image by image.", atol=1e-2)
     for other, degrees in ((v, 0.0), (-v, 180.0)):
@@ -160,40 +152,40 @@ def _(answer: Callable) -> None:
     across = w - _dot(axis, w) * axis
     u = math.sin(alpha) * across / _length(across) + math.cos(alpha) * axis
     outside = torch.tensor([False, True, True, True]).view(4, 1, 1, 1)
-    if _same(got, torch.where(outside, u, w)):
+    if same(got, torch.where(outside, u, w)):
         raise Wrong(
             "outside the cone you returned u itself, the direction. The closest point of the cone is as far out as w reaches "
             "along it: <u, w> u."
         )
-    if _same(got, torch.where(outside, want, axis)) or _same(got, torch.where(outside, want, v)):
+    if same(got, torch.where(outside, want, axis)) or same(got, torch.where(outside, want, v)):
         raise Wrong(
             "inside the cone you returned v. That is what the RELEASED code does (section 'What the released code does "
             "differently'); the paper leaves w as it is."
         )
-    if _same(got, _dot(u, w) * u):
+    if same(got, _dot(u, w) * u):
         raise Wrong(
             "you projected the images whose w lies inside the cone as well: there w is its own projection. Look at each image's "
             "angle."
         )
-    if _same(got, torch.where(outside, _dot(u, w).abs() * u, w)):
+    if same(got, torch.where(outside, _dot(u, w).abs() * u, w)):
         raise Wrong(
             "you took |<u, w>|. It is a good idea (the library's option `ascend`), but not the paper's formula: beyond 90 + alpha "
             "degrees <u, w> is negative."
         )
     swapped = math.cos(alpha) * across / _length(across) + math.sin(alpha) * axis
-    if _same(got, torch.where(outside, _dot(swapped, w) * swapped, w)):
+    if same(got, torch.where(outside, _dot(swapped, w) * swapped, w)):
         raise Wrong(
             "sine and cosine are swapped: for a narrow cone u must be nearly v, and cos(alpha) is the large one."
         )
     bare = math.sin(alpha) * across + math.cos(alpha) * axis
-    if _same(got, torch.where(outside, _dot(bare, w) * bare, w)):
+    if same(got, torch.where(outside, _dot(bare, w) * bare, w)):
         raise Wrong(
             "the part of w across v must be made of length 1 before it enters u; else u has not the length 1."
         )
     raw = math.sin(degrees) * across / _length(across) + math.cos(degrees) * axis
-    if _same(got, torch.where(outside, _dot(raw, w) * raw, w)):
+    if same(got, torch.where(outside, _dot(raw, w) * raw, w)):
         raise Wrong("`math.sin` takes radians, angle_deg is in degrees: `math.radians(angle_deg)`.")
-    if _same(got, cone.cone_projection(w, v, degrees)):
+    if same(got, cone.cone_projection(w, v, degrees)):
         raise Wrong(
             "v and w have changed places: the cone stands around v (the classifier to be explained), and w is moved."
         )
@@ -272,7 +264,7 @@ def guided_mean(
     dots=2,
     minutes=8,
     hint="Three lines: `g_update` from two calls of `unit_gradient`; the length of the mean, one number an image, shaped "
-    "(N,1,1,1); and Eq. 13.",
+    "(N,1,1,1); and Eq. 4.7.",
     reference=guided_mean,
 )
 def _(answer: Callable) -> None:
@@ -283,7 +275,7 @@ def _(answer: Callable) -> None:
     a, b, size = unit(g_class)[0], unit(g_dist)[0], _length(mean)
 
     def like(step: Tensor) -> bool:
-        return _same(got, mean + step)
+        return same(got, mean + step)
 
     if like(variance * size * (0.1 * a + 0.15 * b)):
         raise Wrong(
@@ -296,13 +288,13 @@ def _(answer: Callable) -> None:
         )
     if like(variance * (0.1 * a - 0.15 * b)):
         raise Wrong(
-            "||mu||, Eq. 13, is missing: unit gradients are far too short for an image of many values."
+            "||mu||, Eq. 4.7, is missing: unit gradients are far too short for an image of many values."
         )
     if like(variance * size * (0.1 * g_class - 0.15 * g_dist)) or like(
         variance * (0.1 * g_class - 0.15 * g_dist)
     ):
         raise Wrong(
-            "the gradients keep their own lengths here, as in Eq. 11. Eq. 12 makes each of them a unit vector."
+            "the gradients keep their own lengths here, as in Eq. 4.4. Eq. 4.6 makes each of them a unit vector."
         )
     if like(variance * mean.norm() * (0.1 * a - 0.15 * b)):
         raise Wrong("this is the length of the whole batch of means; each image has its own.")
@@ -316,41 +308,13 @@ def _(answer: Callable) -> None:
         raise Wrong("C_c and C_d have changed places: C_c belongs to the class.")
     if like(variance * size * unit(0.1 * g_class - 0.15 * g_dist)[0]):
         raise Wrong(
-            "you normalised the sum; Eq. 12 normalises each gradient, so that C_c and C_d keep their meaning."
+            "you normalised the sum; Eq. 4.6 normalises each gradient, so that C_c and C_d keep their meaning."
         )
     want = guided_mean(mean, variance, g_class, g_dist, 0.1, 0.15)
     close(got, want, "compare with Eq. 4.6 and 4.7.", atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------ 04.6 the loop
-
-
-class _Denoiser:
-    """Small and smooth: a pixel is denoised in the light of its neighbours."""
-
-    def __init__(self) -> None:
-        self.betas = linear_betas(100)
-        self.alpha_bar = torch.cumprod(1 - self.betas, 0).float()
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
-        near = (x + F.avg_pool2d(x, 3, stride=1, padding=1)) / 2
-        return (1 - alpha_bar).sqrt() * near / (alpha_bar / 4 + 1 - alpha_bar)
-
-
-class _Tape:
-    """Noise drawn beforehand, given out in order, so that two ways of asking can be compared."""
-
-    def __init__(self, draws: Sequence[Tensor]) -> None:
-        self.draws, self.used = draws, 0
-
-    def __call__(self, like: Tensor) -> Tensor:
-        if self.used == len(self.draws):
-            raise Wrong(
-                f"your function asked for noise more than {len(self.draws)} times: once for the start, then once a step."
-            )
-        self.used += 1
-        return self.draws[self.used - 1]
 
 
 def my_dvce(
@@ -389,9 +353,8 @@ def my_dvce(
     reference=my_dvce,
 )
 def _(answer: Callable) -> None:
-    denoiser = _Denoiser()
-    diffusion = Diffusion(denoiser, denoiser.betas, 20, learned_range=False)
-    x, target, start = _images(3, 1, 4, 4) * 0.6, torch.tensor([0, 1, 2]), 6
+    diffusion = small_diffusion()
+    x, target, start = images(3, 1, 4, 4) * 0.6, torch.tensor([0, 1, 2]), 6
     one, two = (torch.randn(16, 3) for _ in range(2))
 
     def classifier(images: Tensor) -> Tensor:
@@ -400,7 +363,7 @@ def _(answer: Callable) -> None:
     def robust(images: Tensor) -> Tensor:
         return images.flatten(1) @ two
 
-    tape = _Tape([torch.randn_like(x) for _ in range(start + 3)])
+    tape = Tape(x.shape, start + 3, "once for the start, then once a step.")
     weights = (2.0, 1.0, 30.0)  # strong, so that a difference shows after few steps
     got = answer(diffusion, x, target, classifier, robust, start, *weights, tape)
     shaped(got, (3, 1, 4, 4), "the counterfactual")
@@ -408,7 +371,7 @@ def _(answer: Callable) -> None:
     def run(first: int = start - 1, last: bool = False, cut: bool = True, **changes: object) -> Tensor:
         c, r = changes.get("classifiers", (classifier, robust))
         weight_c, weight_d, alpha = changes.get("weights", weights)
-        new = _Tape(tape.draws)
+        new = tape.again()
         x_t = diffusion.q_sample(x, first, new(x)) if changes.get("noised", True) else x
         for i in reversed(range(start)):
             clean = denoise(diffusion, x_t, i)
@@ -423,38 +386,38 @@ def _(answer: Callable) -> None:
             x_t = mean if changes.get("quiet", False) else mean + (i > 0 or last) * noise
         return x_t.clamp(-1, 1) if cut else x_t
 
-    if _same(got, run()):
+    if same(got, run()):
         return
-    if _same(got, run(cut=False)):
+    if same(got, run(cut=False)):
         raise Wrong("almost: the result leaves the range of images. Clamp it to [-1, 1] at the end.")
-    if _same(got, run(first=start)) or _same(got, run(first=start - 2)):
+    if same(got, run(first=start)) or same(got, run(first=start - 2)):
         raise Wrong(
             "the input is noised to another level than the first step expects: to index `start - 1`, then i = start - 1, ..., 0."
         )
-    if _same(got, run(noised=False)):
+    if same(got, run(noised=False)):
         raise Wrong(
             "the chain starts from the clean input: noise it first, `diffusion.q_sample(x, start - 1, draw(x))`."
         )
-    if _same(got, run(last=True)):
+    if same(got, run(last=True)):
         raise Wrong("noise was added after the last step as well: at i = 0 the mean is the answer.")
-    if _same(got, run(quiet=True)):
+    if same(got, run(quiet=True)):
         raise Wrong("no noise was added between the steps: each step draws from N(mu_t, Sigma).")
-    if _same(got, run(classifiers=(classifier, None))):
+    if same(got, run(classifiers=(classifier, None))):
         raise Wrong(
             "the classifier's own gradient guides here; the robust one is never asked. Project w with `cone_projection`."
         )
-    if _same(got, run(classifiers=(robust, None))):
+    if same(got, run(classifiers=(robust, None))):
         raise Wrong(
             "only the robust network guides here: this explains the robust network. Its gradient must go through the cone "
             "around the classifier's."
         )
-    if _same(got, run(classifiers=(robust, classifier))):
+    if same(got, run(classifiers=(robust, classifier))):
         raise Wrong(
             "the two networks have changed places in the projection: the cone stands around the CLASSIFIER's gradient."
         )
-    if _same(got, run(weights=(weights[0], 0.0, weights[2]))):
+    if same(got, run(weights=(weights[0], 0.0, weights[2]))):
         raise Wrong("the distance to x does not act: its gradient is missing, or multiplied by zero.")
-    if _same(got, run(reference=False)):
+    if same(got, run(reference=False)):
         raise Wrong("the distance is measured from a grey image, not from x: x0_hat - x is wanted.")
     close(
         got,
@@ -521,23 +484,13 @@ def _(answer: Callable) -> None:
 # ------------------------------------------------------------------------------------ 04.8 the siblings
 
 
-def siblings(label: int, paths: Sequence[Sequence[str]]) -> list[int]:
-    """The classes under the narrowest kind that class `label` shares with any other; `paths[k]`: its kinds, widest first."""
-    shared = {}
-    for k, path in enumerate(paths):
-        if k != label:
-            same = [a == b for a, b in zip(paths[label], path)]
-            shared[k] = same.index(False) if False in same else len(same)
-    return [k for k, depth in shared.items() if depth == max(shared.values())]
-
-
 @check(
     "04.8",
     dots=2,
     minutes=8,
     hint="For each other class count how many kinds at the BEGINNING of the two paths are equal (stop at the first that differs). "
     "Keep the classes with the largest count. `os.path.commonprefix([a, b])` works on tuples, too.",
-    reference=siblings,
+    reference=trees.siblings,
 )
 def _(answer: Callable) -> None:
     paths = (
