@@ -6,6 +6,6 @@ and `widgets` are imported on demand, so that the notebook build needs neither m
 
 from cfx_lib.learn.exercise import exercise, hint, progress, solution
 from cfx_lib.learn.mode import mode
-from cfx_lib.learn.show import show
+from cfx_lib.learn.show import say, show
 
-__all__ = ["exercise", "hint", "mode", "progress", "show", "solution"]
+__all__ = ["exercise", "hint", "mode", "progress", "say", "show", "solution"]

@@ -6,9 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cfx_lib.bench import results
+from cfx_lib.learn.show import say
 from cfx_lib.metrics import Value, difference
 
-__all__ = ["INCONCLUSIVE", "NOT_REPRODUCED", "REPRODUCED", "beside", "less", "near", "stored"]
+__all__ = [
+    "INCONCLUSIVE",
+    "NOT_REPRODUCED",
+    "REPRODUCED",
+    "Ledger",
+    "beside",
+    "less",
+    "near",
+    "only",
+    "stored",
+    "value",
+]
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 
@@ -102,3 +114,38 @@ def beside(
                 }
         table.append(row)
     return table
+
+
+def only(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
+    """The rows of a table with these entries, compared by their text."""
+    return [row for row in rows if all(str(row.get(name)) == str(v) for name, v in wanted.items())]
+
+
+def value(rows: Sequence[Mapping[str, Any]], metric: str, **wanted: Any) -> Any:
+    """One entry of the first row with these entries, or None where it was not measured."""
+    found = only(rows, **wanted)
+    return found[0].get(metric) if found else None
+
+
+class Ledger:
+    """The claims of a notebook: call it with a claim, its source and the verdict; `aloud=True` says each at once."""
+
+    def __init__(self, aloud: bool = True) -> None:
+        self.rows: list[dict[str, str]] = []
+        self.aloud = aloud
+
+    def __call__(self, claim: str, source: str, verdict: str) -> None:
+        self.rows.append({"claim": claim, "source": source, "verdict": verdict})
+        if self.aloud:
+            say(f"{claim} ({source}): **{verdict}**.")
+
+    def show(self) -> None:
+        """The table of all claims, and how many of each verdict there are."""
+        results.show_table(self.rows)
+        counts = {v: len(only(self.rows, verdict=v)) for v in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)}
+        say(
+            "**"
+            + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+            + f"** of {len(self.rows)} claims. "
+            "Inconclusive is not a failure of the paper: it says that our images are too few, or the effect too small here, to tell."
+        )

@@ -114,6 +114,15 @@ def difference(x: Any, x_cf: Any) -> np.ndarray:
     return np.abs(_array(x_cf) - _array(x)).mean(axis=1)
 
 
+def amplified(change: Any, like: Any = None) -> Any:
+    """A signed change or gradient (N,C,H,W) as images in [-1,1]: grey is zero, the largest values of each image fill the scale.
+
+    `like` (N,C,H,W): the change whose scale is used, so that several can be compared. The largest half percent is clipped.
+    """
+    top = (change if like is None else like).abs().flatten(1).quantile(0.995, dim=1).view(-1, 1, 1, 1)
+    return (change / top.clamp(min=1e-12)).clamp(-1, 1)
+
+
 def _grid(
     captions: Sequence[float],
     columns: int,

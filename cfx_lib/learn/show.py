@@ -1,4 +1,4 @@
-"""Show the library's own code in a notebook, so that a listing can never differ from what runs."""
+"""Show the library's own code in a notebook, so that a listing can never differ from what runs; and sentences."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def show(
     except ImportError:
         return print(listing)
     return display(listing) if get_ipython() else print(listing)
+
+
+def say(text: str) -> None:
+    """Show a sentence whose numbers were computed just now: Markdown in a notebook, plain text elsewhere."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import Markdown, display
+    except ImportError:
+        return print(text)
+    return display(Markdown(text)) if get_ipython() else print(text)
 
 
 def source(fn: Any, *, docstring: bool = True, lines: tuple[int, int] | None = None) -> Listing:
