@@ -34,13 +34,15 @@ import warnings
 from functools import partial
 
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from cfx_lib import PGD, DiME, metrics, zoo
 from cfx_lib.bench import dime_study, results
 from cfx_lib.diffusion import Diffusion
-from cfx_lib.learn import exercise, hint, mode, plots, progress, show, solution, widgets  # noqa: F401
-from cfx_lib.learn.compare import NOT_REPRODUCED, beside, less, near, stored
+from cfx_lib.learn import exercise, hint, mode, plots, progress, say, show, solution, widgets  # noqa: F401
+from cfx_lib.learn.compare import NOT_REPRODUCED, Ledger, beside, less, near, stored, value
+from cfx_lib.learn.measure import chance, verdicts
+from cfx_lib.learn.plots import amplified
 from cfx_lib.methods.chains import ancestral_chain
 from cfx_lib.methods.gradients import class_gradient, class_loss
 from cfx_lib.types import Noise
@@ -50,11 +52,6 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 MODE = mode(MODE)
 N = {"fast": 6, "full": 32, "paper": 32}[MODE]  # faces explained in each run of this notebook
 FEW = {"fast": 3, "full": 32, "paper": 32}[MODE]  # ... and in the many comparisons of section 9
-
-
-def say(text):
-    """Show a sentence whose numbers were computed just now."""
-    display(Markdown(text))
 
 
 # %% [markdown]
@@ -121,20 +118,6 @@ result = method.explain(x, target, record=True, **alone)
 x_true, factors_true, found = personas.true_counterfactual(factors, "smile", smile, target)
 
 
-def chance(clf, images, wanted):
-    """P(wanted class) of each image."""
-    with torch.no_grad():
-        return clf(images).softmax(1).gather(1, wanted[:, None])[:, 0]
-
-
-def verdicts(clf, images, wanted, judge=None):
-    """One caption an image: what the classifier and the judge say about the wanted class."""
-    judged = (judge or oracle).predict(images) == wanted
-    return [
-        f"C: P={p:.2f}\noracle: {'yes' if j else 'no'}" for p, j in zip(chance(clf, images, wanted), judged)
-    ]
-
-
 k = slice(0, 6)
 plots.image_rows(
     {
@@ -144,13 +127,13 @@ plots.image_rows(
         "the truth": x_true[k],
     },
     titles={
-        "input": verdicts(smile, x[k], target[k]),
+        "input": verdicts(smile, x[k], target[k], oracle),
         "pixel gradient\n(brittle)": verdicts(
-            brittle, attack["brittle"].x_cf[k], attack["brittle"].target[k]
+            brittle, attack["brittle"].x_cf[k], attack["brittle"].target[k], oracle
         ),
-        "DiME": verdicts(smile, result.x_cf[k], target[k]),
+        "DiME": verdicts(smile, result.x_cf[k], target[k], oracle),
         "the truth": [
-            c if f else "none found" for c, f in zip(verdicts(smile, x_true[k], target[k]), found[k])
+            c if f else "none found" for c, f in zip(verdicts(smile, x_true[k], target[k], oracle), found[k])
         ],
     },
     title="Three answers to 'what would have to change?'",
@@ -248,18 +231,12 @@ say(
 
 
 # %%
-def amplified(change):
-    """A signed change or gradient (N,C,H,W) as an image: grey is zero, the largest values of each image fill the scale."""
-    top = change.abs().flatten(1).quantile(0.998, dim=1).view(-1, 1, 1, 1)
-    return (change / top.clamp(min=1e-12)).clamp(-1, 1)
-
-
 rows, captions = {"input": x[k]}, {}
 for name, r in attack.items():
     rows[f"attacked\n({name})"] = r.x_cf[k]
     rows[f"its change\n({name})"] = amplified(r.x_cf - r.x)[k]
     captions[f"attacked\n({name})"] = verdicts(
-        {"brittle": brittle, "smile-old": smile}[name], r.x_cf[k], r.target[k]
+        {"brittle": brittle, "smile-old": smile}[name], r.x_cf[k], r.target[k], oracle
     )
 display(plots.image_rows(rows, titles=captions, title="What PGD changes"))
 
@@ -666,18 +643,11 @@ plots.counterfactual_figure(
 
 # %%
 def graded(r, clf, judge, truth, moved, ok, factor):
-    """Flip rates of a result, and its grades against the true counterfactuals."""
+    """Flip rates of a result, its grades against the true counterfactuals, and its cost."""
     move = torch.from_numpy(moved[0][factor] - moved[1][factor])
-    shared = {"x_true": truth, "where": ok}
-    return score(r, clf, judge) | {
-        "edit_error": metrics.edit_error(r, **shared),
-        "outside_share": metrics.outside_share(r, **shared),
-        "displacement": metrics.displacement(
-            r, oracle=nets["oracle"], factor=factor, true_move=move, where=ok
-        ),
-        "calls": r.cost.denoiser_calls / len(r),
-        "seconds": r.cost.seconds / len(r),
-    }
+    shared = {"oracle": nets["oracle"], "factor": factor, "true_move": move, "where": ok}
+    cost = {"calls": r.cost.denoiser_calls / len(r), "seconds": r.cost.seconds / len(r)}
+    return score(r, clf, judge) | metrics.grades(r, x_true=truth, **shared) | cost
 
 
 GRADES = COLUMNS | {
@@ -812,20 +782,7 @@ widgets.rerun(
 # (One exception: a ratio of two times has no interval.)
 
 # %%
-claims = []
-
-
-def claim(text, source, verdict):
-    """Keep one verdict for the table at the end."""
-    claims.append({"claim": text, "source": source, "verdict": verdict})
-
-
-def value(rows, metric, **wanted):
-    """One entry of a table, or None where it was not measured."""
-    found = [r for r in rows if all(str(r.get(name)) == str(v) for name, v in wanted.items())]
-    return found[0].get(metric) if found else None
-
-
+claim = Ledger(aloud=False)  # keeps one verdict after the other for the table at the end
 PAPER = {"paper_fr": "flip rate, thesis", "paper_l1": "l1, thesis"}
 TWO = {"flip_rate": "flip rate", "l1": "l1"}
 THREE = {"flip_rate": "flip rate", "semantic_flip_rate": "semantic", "l1": "l1"}
@@ -855,7 +812,7 @@ gap = near(
     value(best, "flip_rate", variant="early-stopping"), value(best, "flip_rate", variant="dime"), within=0.1
 )
 claim("Early stopping flips as many faces as DiME, within 10 points", "Table 3.4", gap)
-say(f"{claims[-1]['claim']}: **{gap}**.")
+say(f"{claim.rows[-1]['claim']}: **{gap}**.")
 for variant, words in (
     ("direct", "at the noisy state"),
     ("naive", "of the input image"),
@@ -867,7 +824,7 @@ for variant, words in (
     )  # the same faces: sharper than two intervals
     unpaired = less(value(best, "flip_rate", variant=variant), value(best, "flip_rate", variant="dime"))
     claim(text, "Table 3.4", unpaired if paired is None else less(paired, 0.0))
-    say(f"{text}: **{claims[-1]['verdict']}**.")
+    say(f"{text}: **{claim.rows[-1]['verdict']}**.")
 
 # %% [markdown]
 # The argument behind the table is: *a classifier is only useful where it is at home*. If *Direct* does well here, look again at
@@ -1069,7 +1026,7 @@ best = distances or distance_here
 for losses in ("l1", "perceptual", "l1+perceptual"):
     smaller = less(value(best, "l1", losses=losses), value(best, "l1", losses="none"))
     claim(f"The term(s) {losses} make the change smaller than no distance term", "Table 3.8", smaller)
-    say(f"{claims[-1]['claim']}: **{smaller}**.")
+    say(f"{claim.rows[-1]['claim']}: **{smaller}**.")
 
 # %% [markdown]
 # ### Figures 3.5–3.7: is DiME secretly adversarial?
@@ -1125,7 +1082,7 @@ masks = stored("dime_masks")
 best = [row for row in masks if row["attribute"] == "smile"] or masks_here
 display(plots.image_rows(
     {"input": x[:FEW][:6]} | {name: r.x_cf[:6] for name, r in edits.items()},
-    titles={name: verdicts(brittle, r.x_cf[:6], r.target[:6]) for name, r in edits.items()},
+    titles={name: verdicts(brittle, r.x_cf[:6], r.target[:6], oracle) for name, r in edits.items()},
     title="Editing one region only (brittle classifier)",
 ))  # fmt: skip
 shown = [name for name in regions if value(best, "flip_rate", region=name, method="dime-during") is not None]
@@ -1146,7 +1103,7 @@ if forehead[1].mean < 0.1:
 claim("Through the forehead PGD flips more than DiME does", "Fig. 3.6", less(*forehead))
 claim("DiME flips more through the mouth than through the forehead", "Fig. 3.6",
       less(forehead[0], value(best, "flip_rate", region="mouth", method="dime-during")))  # fmt: skip
-for c in claims[-2:]:
+for c in claim.rows[-2:]:
     say(f"{c['claim']}: **{c['verdict']}**.")
 
 # %% [markdown]
@@ -1375,10 +1332,7 @@ if inner_full:
     claim("The one-step estimate keeps the flip rate within 2 points", "this course", kept)
     faster = "reproduced" if full["seconds"] >= 8 * cheap["seconds"] else "not reproduced"
     claim("... and is at least 8 times faster", "this course", faster)
-results.show_table(claims)
-counts = {v: sum(c["verdict"] == v for c in claims) for v in ("reproduced", "not reproduced", "inconclusive")}
-say("**" + ", ".join(f"{n} {v}" for v, n in counts.items()) + "** of " + f"{len(claims)} claims. "
-    "Inconclusive is not a failure of the paper: it says that our faces are too few, or the effect too small here, to tell.")  # fmt: skip
+claim.show()
 
 # %% [markdown]
 # ## 14 · Exercises

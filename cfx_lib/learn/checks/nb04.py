@@ -457,8 +457,7 @@ def _(answer: Callable) -> None:
     got = got.long()
     if torch.equal(got, confidence.argmax(0)):
         raise Wrong(
-            "this is the most confident setting of every image. The first one that is good enough changes the image less: the "
-            "settings stand in the order of their strength."
+            "this is the most confident setting of every image. The search stops at the first one that is good enough."
         )
     good = confidence > 0.9
     if torch.equal(got, good.int().argmax(0)):
@@ -489,7 +488,7 @@ def _(answer: Callable) -> None:
     dots=2,
     minutes=8,
     hint="For each other class count how many kinds at the BEGINNING of the two paths are equal (stop at the first that differs). "
-    "Keep the classes with the largest count. `os.path.commonprefix([a, b])` works on tuples, too.",
+    "Keep the classes with the largest count. `os.path.commonprefix([a, b])` works on tuples, too (`import os`).",
     reference=trees.siblings,
 )
 def _(answer: Callable) -> None:
