@@ -116,6 +116,11 @@ def chosen(where: Any, n: int, results: Any = None) -> Tensor:
     return where
 
 
+def successful(where: Any, n: int, results: Any = None) -> Tensor:
+    """As `chosen`, but None means the flipped images of a CFResult, as the papers count, and all images of bare tensors."""
+    return chosen("flipped" if where is None and is_results(results) else where, n, results)
+
+
 def blank(scores: Tensor, keep: Tensor) -> Tensor:
     """Scores with NaN for the images that do not count."""
     return torch.where(keep, scores.double(), torch.nan)
