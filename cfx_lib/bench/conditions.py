@@ -62,7 +62,7 @@ SHARED = {  # what a metric and a truth have in common by construction
     ("collateral_changes", "semantic_flip_rate"): "oracle",
 }
 SIGN = {name: 1.0 if better == "higher" else -1.0 for name, better in (PUBLISHED | TRUTHS).items()}
-RESAMPLES = 1000
+RESAMPLES, SPLITS = 1000, 10  # of the faces, and of sFID, as in the thesis
 
 
 def oracle() -> Any:
@@ -160,9 +160,9 @@ def values(results: list[CFResult], attribute: str, cout: metrics.Value, everyon
         "fs": similarity.fs(results, **some),
         "fva": similarity.fva(results, **some),
         "mnac": attributes.mnac(results, **some),
-        "cd": attributes.correlation_difference(results, query=attribute, **some),
+        "cd": attributes.correlation_difference(results, query=attribute, labels=labels("train"), **some),
         "fid": realism.fid(results, **some),
-        "sfid": realism.sfid(results, **some),
+        "sfid": realism.sfid(results, splits=SPLITS, **some),
         "crossover_fid": realism.crossover_fid(results, groups=((0,), (1,)), **some),
         "im1": reconstruction.im1(results, attribute=attribute, **some),
         "im2": reconstruction.im2(results, attribute=attribute, **some),
@@ -265,7 +265,7 @@ def set_numbers(condition: str, n: int, keep: np.ndarray, w: np.ndarray) -> dict
         gaps = np.abs(wanted - np.nan_to_num(ranks.weighted_correlations(decided - before, query, v))).sum(1)
         found["cd"].append(np.where(there, gaps, np.nan))
         found["fid"].append(ranks.weighted_frechet(real, fake, w, v))
-        halves = [side for half in realism._halves(keys, kept, 10, 0) for side in (half, ~half)]
+        halves = [side for half in realism._halves(keys, kept, SPLITS, 0) for side in (half, ~half)]
         parts = [ranks.weighted_frechet(real, fake, w * ~side, v * side) for side in halves]
         found["sfid"].append(np.mean(parts, 0))
         parts = [ranks.weighted_frechet(real, fake, w * (source == k), v * (source != k)) for k in (0, 1)]

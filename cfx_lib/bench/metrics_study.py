@@ -9,7 +9,8 @@ two processes can share the work: `python -c "from cfx_lib.bench import conditio
 
 * There are eight methods, from five families, and three conditions of one world of drawings, two of them with the same
   faces. Another choice of methods would give another rank correlation. The intervals do not cover that, they say what other
-  faces would do; beside them is the range with one method left out.
+  faces would do. For the methods there are the range with one of them left out, and `p_order`, how often methods named at
+  random agree as well: with eight, one order in thirty reaches a tau of 0.64.
 * The truths are our choice, and not of one mind: two of them are best for who does nothing, one is best for who overdoes
   it. How far they agree with each other is in the table, as a yardstick for the metrics.
 * Some pairs agree by construction (`conditions.SHARED`): a confirmed flip is a flip first, the edit error is an l1 norm, too,
@@ -55,6 +56,8 @@ from cfx_lib.metrics import attributes, closeness, realism, shortcuts, similarit
 from cfx_lib.types import CFResult
 from cfx_lib.worlds import personas
 
+Numbers = dict[str, dict[str, np.ndarray]]
+"""condition -> name -> `numbers`."""
 Draws = dict[tuple[str, str, str], np.ndarray]
 """(condition, metric, truth) -> a rank correlation and its bootstrap draws, (1 + resamples,); "mean" is over the others."""
 
@@ -92,7 +95,7 @@ def agreement_table(n: int) -> Iterator[Row]:
         "tau_all_faces": taus({c: numbers(c, n, everyone=True) for c in CONDITIONS}),
     }
     columns |= single_images(n)
-    shortened = [taus(without(found, k)) for k in range(len(METHODS))]
+    shortened, chance = [taus(without(found, k)) for k in range(len(METHODS))], by_chance(found)
     for key in columns["tau"]:
         condition, metric, truth = key
         left = [float(s[key][0]) for s in shortened if not np.isnan(s[key][0])]
@@ -106,6 +109,7 @@ def agreement_table(n: int) -> Iterator[Row]:
             **{name: ranks.valued(c[key], n) if key in c else None for name, c in columns.items()},
             "tau_without_low": min(left, default=None),
             "tau_without_high": max(left, default=None),
+            "p_order": chance.get(key),
             **compared(condition, metric, truth, found, columns["tau"]),
             **(contest(metric, truth, columns["tau"], shortened, n) if condition == "mean" else {}),
             **(reference_places(condition, metric, n) if condition != "mean" and truth == "mean" else {}),
@@ -113,10 +117,36 @@ def agreement_table(n: int) -> Iterator[Row]:
         }
 
 
-def taus(found: dict[str, dict[str, np.ndarray]]) -> Draws:
-    """Agreement of every metric (and truth) with every other truth, from the `numbers` of each condition."""
-    pairs = [(m, t) for m in (*PUBLISHED, *TRUTHS) for t in TRUTHS if m != t]
-    return with_means({(c, m, t): ranks.tau_b(v[m], v[t]) for c, v in found.items() for m, t in pairs})
+def taus(found: Numbers, truths: Numbers | None = None) -> Draws:
+    """Agreement of every metric (and truth) with every other truth, from the `numbers` of each condition.
+
+    `truths`: numbers of the truths to compare with, if they are others than those in `found`.
+    """
+    pairs, truths = [(m, t) for m in (*PUBLISHED, *TRUTHS) for t in TRUTHS if m != t], truths or found
+    return with_means(
+        {(c, m, t): ranks.tau_b(v[m], truths[c][t]) for c, v in found.items() for m, t in pairs}
+    )
+
+
+def by_chance(found: Numbers, orders: int = 2000) -> dict[tuple[str, str, str], float]:
+    """How often a tau at least as far from 0 comes about when the methods are named at random, alike in all conditions.
+
+    The intervals ask about other faces, this asks whether so few methods can show anything. Relatives among the methods
+    are taken for strangers, which makes it a little too small.
+    """
+    rng, m = np.random.default_rng(0), len(METHODS)
+    names = np.vstack([np.arange(m), rng.permuted(np.tile(np.arange(m), (orders, 1)), axis=1)])
+    fixed = {
+        c: {k: np.repeat(v[:1], len(names), axis=0) for k, v in group.items()} for c, group in found.items()
+    }
+    mixed = {c: {k: group[k][0][names] for k in TRUTHS} for c, group in found.items()}
+    sizes = {
+        key: np.abs(np.nan_to_num(draws))
+        for key, draws in taus(fixed, mixed).items()
+        if not np.isnan(draws[0])
+    }
+    shares = {key: float((size >= size[0] - 1e-12).mean()) for key, size in sizes.items()}
+    return shares
 
 
 def with_means(draws: Draws) -> Draws:
@@ -144,12 +174,12 @@ def single_images(n: int) -> dict[str, Draws]:
     return {"spearman": with_means(pooled), "within_face": with_means(within)}
 
 
-def without(found: dict[str, dict[str, np.ndarray]], k: int) -> dict[str, dict[str, np.ndarray]]:
+def without(found: Numbers, k: int) -> Numbers:
     """The numbers of all faces without method k."""
     return {c: {name: np.delete(v[:1], k, axis=1) for name, v in group.items()} for c, group in found.items()}
 
 
-def compared(condition: str, metric: str, truth: str, found: dict, draws: Draws) -> Row:
+def compared(condition: str, metric: str, truth: str, found: Numbers, draws: Draws) -> Row:
     """How many methods had a value of the metric, which had none (nothing flipped), and where it gave all the same."""
     conditions = list(CONDITIONS) if condition == "mean" else [condition]
     missing = {c: [METHODS[k] for k in np.flatnonzero(np.isnan(found[c][metric][0]))] for c in conditions}
@@ -165,13 +195,14 @@ def contest(metric: str, truth: str, draws: Draws, shortened: list[Draws], n: in
     if metric not in PUBLISHED:
         return {}
     rivals = np.stack([draws["mean", m, truth] for m in PUBLISHED])  # (K, 1 + resamples)
-    own, best = list(PUBLISHED).index(metric), int(np.argmax(np.nan_to_num(rivals[:, 0], nan=-2.0)))
+    own, first = list(PUBLISHED).index(metric), ranks.winners(rivals[:, 0])
+    best, is_best = rivals[int(first.argmax())], first.any() and own == int(first.argmax())
     wins = [ranks.winners(np.array([s["mean", m, truth][0] for m in PUBLISHED]))[own] for s in shortened]
     return {
         "rank": ranks.place(rivals[own, 0], np.delete(rivals[:, 0], own), behind_ties=False),
         "best_share": float(ranks.best_shares(rivals)[own]),
         "best_without": sum(map(bool, wins)),
-        "behind_best": None if own == best else ranks.valued(rivals[best] - rivals[own], n),
+        "behind_best": None if is_best else ranks.valued(best - rivals[own], n),
     }
 
 
@@ -259,13 +290,14 @@ def s3_and_fr(s3: list[np.ndarray], fr: list[np.ndarray], n: int) -> Row:
     a, b = np.concatenate(s3, 1), np.concatenate(fr, 1)
     draws = np.array([ranks.spearman(x, y) for x, y in zip(a, b, strict=True)])
     left = [ranks.spearman(np.delete(a[0], k), np.delete(b[0], k)) for k in range(a.shape[1])]
+    left = [value for value in left if not np.isnan(value)]
     inside = [ranks.spearman(x[0], y[0]) for x, y in zip(s3, fr, strict=True)]
     return {
         "spearman": ranks.valued(draws, n) if n else float(draws[0]),
         "points": int((~np.isnan(a[0] + b[0])).sum()),
         "paper": -0.83,
-        "without_low": min(left),
-        "without_high": max(left),
+        "without_low": min(left, default=None),
+        "without_high": max(left, default=None),
         "within": [None if np.isnan(value) else value for value in inside],
     }
 

@@ -116,7 +116,7 @@ def test_spearman_is_scipys_and_takes_all_methods_of_a_face_along(rng) -> None: 
 
 def test_within_a_face_how_hard_the_face_is_plays_no_part(rng) -> None:  # noqa: ANN001
     """Scores that agree about the methods of each face, and disagree about which faces are easy."""
-    quality, hard = np.arange(5.0)[:, None], 10 * rng.permutation(20.0)
+    quality, hard = np.arange(5.0)[:, None], 10.0 * rng.permutation(20)
     a, b = quality + hard, quality - hard
     assert agreement.within_face(a, b) == pytest.approx(np.ones(20))
     assert agreement.pooled_spearman(a, b, np.ones((1, 20)))[0] < -0.9

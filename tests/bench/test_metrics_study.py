@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from cfx_lib.bench import agreement, conditions, dime_study, kept, metrics_study, results
@@ -47,17 +48,18 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):  # noqa: ANN001, ANN201
-    """Chains of two steps, one attack step, COUT at five points, 20 resamples; results and counterfactuals apart."""
+    """Short chains, of which DiME's and PGD's flip something, COUT at five points, 20 resamples; folders of their own."""
     chain = {"steps": 10, "start": 2}
-    short = {ACE: chain | {"iterations": 1}, DVCE: chain, DiME: chain | {"lambda_c": 8.0}}
-    short |= {SVCE: {"radii": 1.0, "iterations": 2}}
+    short = {ACE: chain | {"iterations": 1}, DVCE: chain, DiME: {"steps": 20, "start": 10, "lambda_c": 80.0}}
+    short |= {SVCE: {"iterations": 2}}
     for method, changes in short.items():
         settings = {name: values | changes for name, values in method.PRESETS.items()}
         monkeypatch.setattr(method, "PRESETS", settings)
     monkeypatch.setitem(dime_study.SHORTCUT_SETTINGS, "more noise", chain | {"lambda_c": 8.0})
-    monkeypatch.setattr(conditions, "PGD", partial(PGD, iterations=3))
+    monkeypatch.setattr(conditions, "PGD", partial(PGD, iterations=10))
     monkeypatch.setattr(transition, "cout", partial(transition.cout, steps=4))
     monkeypatch.setattr(conditions, "RESAMPLES", 20)
+    monkeypatch.setattr(conditions, "SPLITS", 2)
     monkeypatch.setattr(metrics_study, "SEEDS", 2)
     monkeypatch.setitem(backbones.STAND_INS, "autoencoders", "personas/autoencoders")
     real, random = backbones._load, {name: Tiny(name) for name in backbones.STAND_INS.values()}
@@ -106,6 +108,9 @@ def check_agreement(rows: list[dict]) -> None:
         assert truth != metric
         assert not r["tau"].defined or -1 <= r["tau_without_low"] <= r["tau_without_high"] <= 1
         assert (r["spearman"] is None) == (r["within_face"] is None) == (metric in conditions.SETS)
+        assert (r["p_order"] is None) == (not r["tau"].defined) and (
+            r["p_order"] is None or 0 < r["p_order"] <= 1
+        )
         assert r["methods"] == len(conditions.METHODS) - len(r["left_out"]) or condition == "mean"
         assert ("rank" in r) == ("best_share" in r) == (condition == "mean" and r["kind"] == "published")
         assert ("true_rank" in r) == (condition != "mean" and truth == "mean")
@@ -277,6 +282,22 @@ def test_a_metric_that_is_the_truth_wins_and_a_constant_one_is_undefined() -> No
     row = metrics_study.compared("mean", "fid", "edit_error", found, metrics_study.taus(found))
     assert row == {"methods": 7, "left_out": ["PGD (brittle:smile)"], "undefined_in": []}
     assert agreement.valued(draws["mean", "l1", "edit_error"], 64).low == 1
+
+
+def test_chance_is_that_of_all_orders_of_the_methods() -> None:
+    """With eight methods 3.1 % of all orders reach |tau| = 0.643 (Kendall's exact table), and 2 of 40,320 reach 1."""
+    names = (*conditions.PUBLISHED, *conditions.TRUTHS)
+    group = {k: np.arange(8.0)[None] for k in names}
+    group["l1"], group["fva"] = np.array([[1.0, 0, 3, 2, 6, 4, 7, 5]]), np.ones((1, 8))
+    exact = stats.kendalltau(group["l1"][0], np.arange(8.0), method="exact")
+    assert exact.statistic == pytest.approx(0.643, abs=1e-3)
+    found = metrics_study.by_chance({"one": group}, orders=20_000)
+    assert found["one", "l1", "edit_error"] == pytest.approx(exact.pvalue, abs=0.004)
+    assert found["one", "l2", "edit_error"] < 0.0005 and ("one", "fva", "edit_error") not in found
+    both = metrics_study.by_chance({"one": group, "two": group}, orders=20_000)
+    assert both["mean", "l1", "edit_error"] == found["one", "l1", "edit_error"], (
+        "the same order twice is no news"
+    )
 
 
 def test_ldces_correlation_holds_within_its_class_pairs_only_in_part() -> None:
