@@ -56,6 +56,7 @@ from cfx_lib.metrics import attributes, closeness, realism, shortcuts, similarit
 from cfx_lib.types import CFResult
 from cfx_lib.worlds import personas
 
+ORDERS = 2000  # of the methods, drawn at random
 Numbers = dict[str, dict[str, np.ndarray]]
 """condition -> name -> `numbers`."""
 Draws = dict[tuple[str, str, str], np.ndarray]
@@ -128,14 +129,14 @@ def taus(found: Numbers, truths: Numbers | None = None) -> Draws:
     )
 
 
-def by_chance(found: Numbers, orders: int = 2000) -> dict[tuple[str, str, str], float]:
+def by_chance(found: Numbers, orders: int | None = None) -> dict[tuple[str, str, str], float]:
     """How often a tau at least as far from 0 comes about when the methods are named at random, alike in all conditions.
 
     The intervals ask about other faces, this asks whether so few methods can show anything. Relatives among the methods
     are taken for strangers, which makes it a little too small.
     """
-    rng, m = np.random.default_rng(0), len(METHODS)
-    names = np.vstack([np.arange(m), rng.permuted(np.tile(np.arange(m), (orders, 1)), axis=1)])
+    rng, every = np.random.default_rng(0), np.arange(len(METHODS))
+    names = np.vstack([every, rng.permuted(np.tile(every, (orders or ORDERS, 1)), axis=1)])
     fixed = {
         c: {k: np.repeat(v[:1], len(names), axis=0) for k, v in group.items()} for c, group in found.items()
     }

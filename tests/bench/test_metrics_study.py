@@ -61,6 +61,8 @@ def quick(monkeypatch, tmp_path):  # noqa: ANN001, ANN201
     monkeypatch.setattr(conditions, "RESAMPLES", 20)
     monkeypatch.setattr(conditions, "SPLITS", 2)
     monkeypatch.setattr(metrics_study, "SEEDS", 2)
+    monkeypatch.setattr(metrics_study, "ORDERS", 50)
+    monkeypatch.delitem(conditions.CONDITIONS, "brittle:smile")  # two will do
     monkeypatch.setitem(backbones.STAND_INS, "autoencoders", "personas/autoencoders")
     real, random = backbones._load, {name: Tiny(name) for name in backbones.STAND_INS.values()}
     monkeypatch.setattr(backbones, "_load", lambda name: real(name) if "oracle" in name else random[name])
@@ -87,7 +89,7 @@ def test_methods_agreement_and_ranks(quick) -> None:  # noqa: ANN001
 def check_methods(rows: list[dict]) -> None:
     assert [r["method"] for r in rows[: len(conditions.METHODS)]] == list(conditions.METHODS)
     references = [r for r in rows if r["kind"] == "reference"]
-    assert len(references) == 9 and len(rows) == 3 * 11
+    assert len(references) == 2 * 3 and len(rows) == 2 * 11
     for r in rows:
         assert all(r[name].n <= N for name in (*conditions.PUBLISHED, *conditions.TRUTHS))
         assert 0 <= r["flips"] <= N and r["n"] == N
@@ -103,7 +105,7 @@ def check_methods(rows: list[dict]) -> None:
 
 def check_agreement(rows: list[dict]) -> None:
     by_key = {(r["condition"], r["metric"], r["truth"]): r for r in rows}
-    assert len(by_key) == len(rows) == 4 * (len(conditions.PUBLISHED) * 4 + 3 * 3)
+    assert len(by_key) == len(rows) == 3 * (len(conditions.PUBLISHED) * 4 + 3 * 3)
     for (condition, metric, truth), r in by_key.items():
         assert truth != metric
         assert not r["tau"].defined or -1 <= r["tau_without_low"] <= r["tau_without_high"] <= 1
@@ -166,11 +168,11 @@ def check_numbers_are_the_librarys() -> None:
 
 def check_counterfactuals_are_kept(folder) -> None:  # noqa: ANN001
     stored = sorted((folder / "counterfactuals").glob("*/0/result.json"))
-    assert len(stored) == 3 * 7
+    assert len(stored) == 2 * 7
     before = [path.stat().st_mtime_ns for path in stored]
-    again = conditions.counterfactuals("brittle:smile", N)
+    again = conditions.counterfactuals("smile-old:smile", N)
     assert [path.stat().st_mtime_ns for path in stored] == before
-    first = conditions.measured("brittle:smile", N)[0]
+    first = conditions.measured("smile-old:smile", N)[0]
     assert list(again) == list(conditions.METHODS)
     assert all(torch.equal(again[k][0].x_cf, first[k].results[0].x_cf) for k in again)
 
@@ -291,10 +293,10 @@ def test_chance_is_that_of_all_orders_of_the_methods() -> None:
     group["l1"], group["fva"] = np.array([[1.0, 0, 3, 2, 6, 4, 7, 5]]), np.ones((1, 8))
     exact = stats.kendalltau(group["l1"][0], np.arange(8.0), method="exact")
     assert exact.statistic == pytest.approx(0.643, abs=1e-3)
-    found = metrics_study.by_chance({"one": group}, orders=20_000)
-    assert found["one", "l1", "edit_error"] == pytest.approx(exact.pvalue, abs=0.004)
-    assert found["one", "l2", "edit_error"] < 0.0005 and ("one", "fva", "edit_error") not in found
-    both = metrics_study.by_chance({"one": group, "two": group}, orders=20_000)
+    found = metrics_study.by_chance({"one": group}, orders=5000)
+    assert found["one", "l1", "edit_error"] == pytest.approx(exact.pvalue, abs=0.01)
+    assert found["one", "l2", "edit_error"] < 0.001 and ("one", "fva", "edit_error") not in found
+    both = metrics_study.by_chance({"one": group, "two": group}, orders=5000)
     assert both["mean", "l1", "edit_error"] == found["one", "l1", "edit_error"], (
         "the same order twice is no news"
     )
