@@ -106,7 +106,7 @@ def agreement_table(n: int) -> Iterator[Row]:
             "truth": truth,
             "kind": "published" if metric in PUBLISHED else "truth",
             "better": (PUBLISHED | TRUTHS)[metric],
-            "shares": SHARED.get((metric, truth)),
+            "shares": shared(metric, truth),
             **{name: ranks.valued(c[key], n) if key in c else None for name, c in columns.items()},
             "tau_without_low": min(left, default=None),
             "tau_without_high": max(left, default=None),
@@ -178,6 +178,12 @@ def single_images(n: int) -> dict[str, Draws]:
 def without(found: Numbers, k: int) -> Numbers:
     """The numbers of all faces without method k."""
     return {c: {name: np.delete(v[:1], k, axis=1) for name, v in group.items()} for c, group in found.items()}
+
+
+def shared(metric: str, truth: str) -> str | None:
+    """What a metric has in common with a truth, or with any of those in the mean, by construction."""
+    found = [SHARED.get((metric, t)) for t in (TRUTHS if truth == "mean" else (truth,))]
+    return ", ".join(dict.fromkeys(filter(None, found))) or None
 
 
 def compared(condition: str, metric: str, truth: str, found: Numbers, draws: Draws) -> Row:
