@@ -10,7 +10,14 @@ from cfx_lib.metrics.attributes import (
     correlation_difference,
     mnac,
 )
-from cfx_lib.metrics.closeness import lp_distance, lp_norm, lp_norms, lpips, lpips_distance
+from cfx_lib.metrics.closeness import (
+    lp_distance,
+    lp_norm,
+    lp_norms,
+    lpips,
+    lpips_distance,
+    perceptual_network,
+)
 from cfx_lib.metrics.cost import cost_per_explanation, costs, measure_flops, measure_peak_memory
 from cfx_lib.metrics.diversity import diversity
 from cfx_lib.metrics.frechet import frechet_distance
@@ -79,6 +86,7 @@ __all__ = [
     "measure_peak_memory",
     "mnac",
     "outside_share",
+    "perceptual_network",
     "rate",
     "ratio",
     "s3",
