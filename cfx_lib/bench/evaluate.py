@@ -236,11 +236,12 @@ def _row(name: str, subject: Subject) -> Row:
 
 
 def _reason(error: Exception) -> str:
+    """The error in a line; of a network that is not there no list of those that are."""
     text = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError):
+        return text.split(": expected a shipped name")[0]
     return (
-        text
-        if text and isinstance(error, (NotMeasured, ValueError, OSError))
-        else f"{type(error).__name__}: {text}"
+        text if text and isinstance(error, (NotMeasured, ValueError)) else f"{type(error).__name__}: {text}"
     )
 
 

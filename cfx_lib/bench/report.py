@@ -26,6 +26,8 @@ HEADINGS = ("property", "metric", "value", "n", "backbone", "seconds", "peak MiB
 FILES = ("evaluation.parquet", "evaluation.html")
 STRIP = 8  # pairs in the strip of the HTML file
 _KEY = b"cfx_lib"
+_NUMBERS = (3, 5, 6)  # columns
+_KINDS = [' class="number"' if k in _NUMBERS else "" for k in range(len(HEADINGS))]
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,8 @@ def as_text(rows: Sequence[Row]) -> str:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    right = {3, 5, 6}  # numbers
     return "  ".join(
-        cell.rjust(width) if k in right else cell.ljust(width)
+        cell.rjust(width) if k in _NUMBERS else cell.ljust(width)
         for k, (cell, width) in enumerate(zip(cells, widths))
     ).rstrip()
 
@@ -176,7 +177,8 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1d1d1f; background: #fff; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td:nth-child(1), td:nth-child(2) { white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.missing { color: #6b5900; }
 img { image-rendering: pixelated; width: 100%; max-width: 64rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; overflow-wrap: anywhere; }
@@ -187,7 +189,7 @@ def _write_html(
     path: Path, rows: Sequence[Row], origin: Mapping[str, Any], pairs: Sequence[Tensor] | None
 ) -> None:
     title = escape(f"Evaluation of {origin.get('folder', 'counterfactuals')}")
-    head = "".join(f"<th>{escape(h)}</th>" for h in HEADINGS)
+    head = "".join(f"<th{kind}>{escape(h)}</th>" for kind, h in zip(_KINDS, HEADINGS))
     body = "\n".join(_html_row(row) for row in rows)
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in origin.get("notes", ()))
     said = {
@@ -213,8 +215,7 @@ def _html_row(row: Row) -> str:
         return (
             f'<tr><td>{cells[0]}</td><td>{cells[1]}</td><td class="missing" colspan="5">{cells[2]}</td></tr>'
         )
-    kinds = ["", "", "", *[' class="number"', "", ' class="number"', ' class="number"']]
-    return "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, cells)) + "</tr>"
+    return "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(_KINDS, cells)) + "</tr>"
 
 
 def _plain(value: Any) -> str:

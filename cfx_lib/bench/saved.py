@@ -142,16 +142,18 @@ def checked(result: CFResult) -> CFResult:
 
 
 def completed(result: CFResult, classifier: Any, batch_size: int) -> CFResult:
-    """Image pairs with the logits and flips of the classifier; any other result as it is."""
-    unknown = [name for name in result.extra.get(UNKNOWN, ()) if name != "flipped"]
-    if classifier is None or "flipped" not in result.extra.get(UNKNOWN, ()):
+    """A result without logits (image pairs, a method that sees classes alone) with those of the classifier.
+
+    Flips that nobody knows are the classifier's as well; those that are stored stay.
+    """
+    if classifier is None or result.logits_after is not None or not len(result):
         return result
     before, after = (run(classifier, part, batch_size).float() for part in (result.x, result.x_cf))
     target = check_classes("target", result.target, len(result), after.shape[1])
-    extra = {**result.extra, UNKNOWN: unknown}
-    return replace(
-        result, logits_before=before, logits_after=after, flipped=after.argmax(1) == target, extra=extra
-    )
+    unknown = result.extra.get(UNKNOWN, ())
+    flipped = after.argmax(1) == target if "flipped" in unknown else result.flipped
+    extra = {**result.extra, UNKNOWN: [name for name in unknown if name != "flipped"]}
+    return replace(result, logits_before=before, logits_after=after, flipped=flipped, extra=extra)
 
 
 # ---------------------------------------------------------------------------------------------------- image pairs

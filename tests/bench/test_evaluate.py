@@ -16,7 +16,9 @@ from cfx_lib import metrics, zoo
 from cfx_lib.bench import __main__ as command
 from cfx_lib.bench import evaluate as table
 from cfx_lib.bench import report, saved
+from cfx_lib.bench.command import reference_images
 from cfx_lib.bench.evaluate import METRICS, evaluate, select
+from cfx_lib.bench.subject import true_counterfactuals
 from cfx_lib.metrics import Value
 from cfx_lib.types import CFResult, Cost
 from cfx_lib.worlds import personas
@@ -218,6 +220,47 @@ def test_another_classifier_is_noticed(judged):
     assert "does not see the stored flips" in table.prepare(result, classifier=Brightness(20.0)).notes[0]
 
 
+def test_a_method_without_logits_gets_those_of_the_classifier(judged):
+    result = explained()
+    shy = CFResult(
+        **{**vars(result), "logits_before": None, "logits_after": None, "flipped": ~result.flipped}
+    )
+    rows = rows_of(evaluate(shy, metrics=["validity", "IM1"], progress=False))
+    assert "without logits" in rows["mean confidence"].reason and "without logits" in rows["IM1"].reason
+    judged = rows_of(evaluate(shy, **judged, metrics=["validity"], progress=False))
+    assert judged["mean confidence"].value == metrics.mean_confidence(result)
+    assert judged["flip rate"].value == metrics.flip_rate(shy), "stored flips stay"
+
+
+def test_the_truth_is_known_for_shipped_faces_alone():
+    x, factors = personas.load("test", 3)
+    x[1] = 0.1
+    one = torch.ones(3, dtype=torch.long)
+    result = CFResult(x, x, one, None, None, one.bool(), Cost(0, 0, 0.0))
+
+    def always(images):
+        return torch.tensor([0.0, 1.0]).repeat(len(images), 1)
+
+    found = true_counterfactuals([result], always, "old")
+    assert found["known"].tolist() == found["where"].tolist() == [True, False, True]
+    assert torch.equal(found["x_true"], x) and found["true_move"].abs().max() == 0
+    assert found["factor"] == "age" and found["factors"]["age"][2] == factors["age"][2]
+    options = {
+        "classifier": always,
+        "truth": True,
+        "progress": False,
+        "metrics": ["edit error", "displacement"],
+    }
+    for attribute, given, word in (
+        ("hat", result, "known for smile and old, not for 'hat'"),
+        ("old", explained(4), "are no faces"),
+        ("old", CFResult(**{**vars(result), "x": x.flip(3), "x_cf": x.flip(3)}), "no image is a face"),
+        ("old", result, "no face has a true counterfactual|too few"),
+    ):
+        row = evaluate(given, attribute=attribute, **options)[0]
+        assert row.value is None and re.search(word, row.reason), row.reason
+
+
 # ---------------------------------------------------------------------------------------------------- files
 
 
@@ -328,6 +371,15 @@ def test_image_pairs_are_read(tmp_path):
     assert judged.results[0].logits_after.shape == (3, 2)
     assert torch.equal(judged.results[0].flipped, result.flipped)
     assert not judged.notes
+
+
+def test_reference_images_come_from_a_folder_or_a_world(tmp_path):
+    save_pairs(tmp_path, 3)
+    x = torch.zeros(1, 3, 8, 8)
+    assert reference_images(str(tmp_path / "x"), x).shape == (3, 3, 8, 8)
+    assert reference_images("personas/test", x).shape == (1000, 3, 64, 64)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        reference_images(str(tmp_path / "gone"), x)
 
 
 def test_grey_pairs_have_one_channel(tmp_path):
