@@ -69,8 +69,10 @@ def correlation_difference(
     oracles of personas. Images, oracle, threshold and where as in `mnac`.
     An undefined correlation (an attribute that never changes) counts as 0; `Value.method` says how many did. If all
     explanations move q the same way its change is constant and all correlations are undefined: explain both classes.
-    Interval: bootstrap of images, the spread of CD at this number of images. CD is a sum of absolute values and falls
-    with the number of images, so compare at equal n. There are no scores of single images. Nothing selected:
+    Interval: bootstrap of images; it is about the mean of CD at this number of images, which it held in 93 to 99 of
+    100 simulated samples (n = 32 to 1,000). More images lower that mean, since CD adds up absolute values: changes
+    that are drawn from the population itself give 1.6 with 100 images of 20 attributes, 0.5 with 1,000, 0 in the
+    end. So compare at equal n. There are no scores of single images, hence no `difference`. Nothing selected:
     undefined (n=0). ValueError for an unknown query, labels of other columns, or another oracle without labels.
     """
     first, second, keep, oracle = _pairs(x, x_cf, oracle, threshold, where)
