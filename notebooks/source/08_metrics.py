@@ -37,6 +37,7 @@ MODE = ""
 import math
 import warnings
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from IPython.display import display
@@ -111,8 +112,8 @@ say(f"A `Value`: the oracle agrees with the classifier on the inputs for {exampl
 # 5. **somebody else**: a real face of the wanted class, picked at random;
 # 6. **a copy**: the input, returned as it is.
 #
-# The first is the answer. The second is an honest exaggeration. The other four are a waste of the reader's time. Yet each
-# of the six is *best of all* by some measure that papers report.
+# The first is the answer. The second is an honest exaggeration. The other four are a waste of the reader's time. Yet by
+# one published measure after another it is one of the four that wins.
 #
 # > **Predict first.** Flip rate, mean confidence, $\ell_1$, face similarity, FID, number of attributes changed: who of
 # > the six wins each? (Section 14 has the answers.)
@@ -122,11 +123,10 @@ GREEN = torch.tensor([0.1, 0.45, 0.3]).view(1, 3, 1, 1) * 2 - 1
 
 
 def repaint(images, like, colour=GREEN):
-    """`images` with another colour wherever `like` shows the plain background, the colour of its corner."""
-    background = ((like - like[:, :, :1, :1]).abs().sum(1, keepdim=True) < 0.02) & (
-        (images - like).abs().sum(1, keepdim=True) < 0.02
-    )
-    return torch.where(background, colour, images)
+    """`images` with another colour where `like` shows the plain background, the colour of its corner, and at its rim."""
+    background = (like - like[:, :, :1, :1]).abs().sum(1, keepdim=True) < 0.02
+    background = F.max_pool2d(background.float(), 3, stride=1, padding=1) > 0
+    return torch.where(background & ((images - like).abs().sum(1, keepdim=True) < 0.02), colour, images)
 
 
 def moved(some_factors, smile):
@@ -135,7 +135,7 @@ def moved(some_factors, smile):
 
 
 x_true, factors_true, found = personas.true_counterfactual(factors, "smile", brittle, target)
-attack = PGD(brittle, iterations=12).explain(x, target, **alone)
+attack = PGD(brittle, iterations=20).explain(x, target, **alone)
 strangers = dime_study.faces("test", "smile", 2 * N)[0][N:].unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 line_up = {
     "the truth": x_true,
@@ -194,12 +194,12 @@ def of(metric, who):
 
 
 claim(
-    "The flip rate does not tell adversarial pixels from the truth (within 15 points)",
+    "The flip rate believes adversarial pixels (it counts more than 80 % of them)",
     "this course",
-    near(of("flip rate", "pixels"), of("flip rate", "the truth"), within=0.15),
+    less(0.8, of("flip rate", "pixels")),
 )
 claim(
-    "The semantic flip rate does",
+    "The semantic flip rate tells them from the truth",
     "this course",
     less(of("semantic flip rate", "pixels"), of("semantic flip rate", "the truth")),
 )
@@ -208,15 +208,21 @@ claim(
     "this course",
     less(of("mean confidence", "the truth"), of("mean confidence", "pixels")),
 )
+claim(
+    "The semantic flip rate prefers the exaggeration to the true minimal counterfactual",
+    "this course",
+    less(of("semantic flip rate", "the truth"), of("semantic flip rate", "overdone")),
+)
 
 # %% [markdown]
-# The last point deserves a pause. A counterfactual is to change *as little as possible*; so the perfect one stops right
-# behind the decision boundary, where the classifier hardly prefers the new answer. A measure that wants confidence wants
-# something else. Which of the two a user needs is a matter of taste ("what would just have been enough?" or "show me a
-# clear case"); that the two pull in opposite directions is not.
+# The last two deserve a pause. A counterfactual is to change *as little as possible*; so the perfect one stops right
+# behind the decision boundary. There the classifier hardly prefers the new answer, and a judge whose own boundary lies a
+# hair further on does not see it yet. A measure that wants confidence, the classifier's or the oracle's, wants something
+# else. Which of the two a user needs is a matter of taste ("what would just have been enough?" or "show me a clear
+# case"); that the two pull in opposite directions is not.
 #
-# And the semantic flip rate? Look at *somebody else* in the table: a stranger of the right class convinces both networks.
-# It guards against pixels, not against answering another question.
+# And *somebody else*? A stranger of the right class convinces both networks. The semantic flip rate guards against
+# pixels, not against answering another question.
 
 # %% [markdown]
 # ## 2 · The algorithm of COUT
@@ -334,11 +340,12 @@ say(f"Calls of the classifier for one face: {asked['sparse']:.0f} for the sparse
 
 
 # %%
-def transition_steps(one, one_cf, one_target, classifier):
-    """The transition of one face (C,H,W) as recorded steps: inserted pixels, image, P(wanted)."""
+def transition_steps(one, one_cf, one_target, classifier, batch, until=None):
+    """The transition of one face (C,H,W), `batch` pixels a step, as recorded steps: pixels inserted, image, P(wanted)."""
     change = (one - one_cf).abs().sum(0).flatten()
     place = change.argsort(descending=True, stable=True).argsort()  # of each pixel in the order of insertion
-    counts = list(range(0, len(change), len(change) // 50)) + [len(change)]
+    until = until or len(change)
+    counts = [*range(0, until, batch), until]
     inside = torch.stack([(place < n).view(1, *one.shape[1:]) for n in counts])  # (P,1,H,W)
     images = torch.where(inside, one_cf, one)
     with torch.no_grad():
@@ -347,26 +354,28 @@ def transition_steps(one, one_cf, one_target, classifier):
     return [Step(i, n, grey[i : i + 1], images[i : i + 1], p[i : i + 1]) for i, n in enumerate(counts)]
 
 
-steps = transition_steps(x[0], edits["diffuse"][0], int(wanted[0]), fair)
+steps = transition_steps(x[0], edits["diffuse"][0], int(wanted[0]), fair, batch=81)
 widgets.trajectory(steps, image=0, labels=("inserted", "image"), counter="pixels")
 
 # %% [markdown]
-# Then the sparse one: everything happens in the first steps, and the rest is standing still.
+# Then the sparse one, in much smaller steps: after that, nothing is left to insert.
 
 # %%
 plots.trajectory_strip(
-    transition_steps(x[0], edits["sparse"][0], int(wanted[0]), fair)[:9],
+    transition_steps(x[0], edits["sparse"][0], int(wanted[0]), fair, batch=14, until=98),
     labels=("inserted", "image"),
     counter="pixels",
     title="The sparse edit: the first steps alone",
 )
 
 # %% [markdown]
-# **Fooled**, in two ways. First, *a few strong pixels*: take the pixels of the brittle classifier's largest gradients,
-# and let PGD change those alone, as far as it likes. That is as sparse as an edit can be. Second, *the truth itself*: it
-# stops right behind the boundary, so the factual class is the likelier one nearly all the way.
+# **Fooled**, in two ways. First, *a few strong pixels*: take the pixels with the largest gradients of the brittle
+# classifier, and let PGD change those alone, as far as it likes. An edit can hardly be sparser. Second, *by confidence*:
+# of a sparse edit nearly the whole way is spent at its end, so its COUT is about $P(y) - (1 - P(y)) = 2P(y) - 1$,
+# whatever it shows.
 #
-# > **Predict first.** What COUT will the true minimal counterfactual get?
+# > **Predict first.** The noise-augmented classifier changes its mind gradually, the brittle one at once. For which of
+# > them will the true *minimal* counterfactual get the lower COUT?
 
 # %%
 with torch.enable_grad():
@@ -374,52 +383,65 @@ with torch.enable_grad():
     out = brittle(leaf)
     gap = (out.gather(1, target[:, None]) - out.gather(1, 1 - target[:, None])).sum()
     gradient = torch.autograd.grad(gap, leaf)[0].abs().sum(1)
-SPECKS = 24
-threshold = gradient.flatten(1).topk(SPECKS, dim=1).values[:, -1].view(-1, 1, 1)
-specks = PGD(brittle, eps=255.0, step_size=64.0, iterations=8, mask=(gradient >= threshold)[:, None].float()).explain(x, target, **alone)  # fmt: skip
-contest = {
-    "the truth": x_true,
-    "overdone": line_up["overdone"],
-    "pixels": attack.x_cf,
-    f"{SPECKS} specks": specks.x_cf,
-}
+SPECKS = 100
+weakest = gradient.flatten(1).topk(SPECKS, dim=1).values[:, -1].view(-1, 1, 1)
+free = (gradient >= weakest)[:, None].float()
+specks = PGD(brittle, eps=255.0, step_size=64.0, iterations=8, mask=free).explain(x, target, **alone)
 k = slice(0, 6)
 display(
     plots.image_rows(
         {"input": x[k], f"{SPECKS} specks": specks.x_cf[k]},
         titles={f"{SPECKS} specks": verdicts(brittle, specks.x_cf[k], target[k], oracle)},
-        title=f"{SPECKS} pixels of {x.shape[-1] * x.shape[-2]}, changed as far as the attack likes",
+        title=f"{SPECKS} of {x.shape[-1] * x.shape[-2]} pixels, changed as far as the attack likes",
     )
 )
-fooled = {
-    who: transition.cout(x[few], images[few], target[few], brittle, steps=25)
-    for who, images in contest.items()
-}
+fair_true, _, fair_found = personas.true_counterfactual(factors[few], "smile", fair, wanted[few])
+contest = [
+    ("brittle", brittle, target, specks.flipped, {"the truth": x_true, f"{SPECKS} specks": specks.x_cf}),
+    (
+        "smile-old",
+        fair,
+        wanted[few],
+        fair_found,
+        {"the truth": fair_true, "overdone": line_up["overdone"][few]},
+    ),
+]
+fooled, fooled_rows = {}, []
+for name, clf, y, where, suspects in contest:
+    for who, images in suspects.items():
+        n = len(images)
+        fooled[name, who] = transition.cout(x[:n], images, y, clf, where=where)
+        fooled_rows.append(
+            {
+                "explanation": f"{who} ({name})",
+                "cout": fooled[name, who],
+                "confidence": metrics.average(2 * chance(clf, images, y)[where] - 1),
+                "semantic": metrics.flip_rate((clf.predict(images) == y) & (oracle.predict(images) == y)),
+            }
+        )
 results.show_table(
-    [
-        {
-            "explanation": who,
-            "cout": fooled[who],
-            "flip_rate": metrics.flip_rate(brittle.predict(images[few]) == target[few]),
-            "semantic": metrics.flip_rate(
-                (brittle.predict(images[few]) == target[few]) & (oracle.predict(images[few]) == target[few])
-            ),
-        }
-        for who, images in contest.items()
-    ],
-    {"explanation": "explanation", "cout": "COUT"} | VALIDITY,
+    fooled_rows,
+    {"explanation": "explanation", "cout": "COUT", "confidence": "2 P - 1", "semantic": "semantic flip rate"},
 )
-claim("The true minimal counterfactual has a COUT below 0", "this course", less(fooled["the truth"], 0.0))
+say(
+    f"(Brittle classifier: the {int(specks.flipped.sum())} of {N} faces that the specks flip. The semantic flip rate is over all "
+    f"faces. smile-old: {len(x[few])} faces.)"
+)
 claim(
-    f"{SPECKS} adversarial pixels get a higher COUT than the true counterfactual",
+    f"On the faces that they flip, {SPECKS} adversarial specks get a higher COUT than the true counterfactual",
     "this course",
-    less(fooled["the truth"], fooled[f"{SPECKS} specks"]),
+    less(fooled["brittle", "the truth"], fooled["brittle", f"{SPECKS} specks"]),
+)
+claim(
+    "COUT prefers the exaggeration to the true minimal counterfactual (smile-old)",
+    "this course",
+    less(fooled["smile-old", "the truth"], fooled["smile-old", "overdone"]),
 )
 
 # %% [markdown]
-# COUT contains the confidence along the way, so it prefers the overdone; and sparse is not the same as meaningful, so it
-# cannot see that specks explain nothing. What it does see, and no flip rate can, is change in the wrong place. The
-# exaggeration is not the explainer's fault alone: compare COUT between methods that stop at similar confidences.
+# So COUT is confidence, less a fine for changing pixels that the classifier does not need. It sees change in the wrong
+# place, which no flip rate can; it cannot see whether the right place shows anything. Compare it only between methods
+# that stop at similar confidences.
 
 # %% [markdown]
 # ## 4 · Closeness in pixels
@@ -432,8 +454,8 @@ claim(
 # LDCE adds a warning: $L_p$ norms "can be confounded by unimportant, high-frequency image details". Its decoder fills in
 # such details anew, and the norm charges them to the explanation. We can test that: take three changes of **exactly the
 # same $L_2$**:
-# - **a new mouth**: the smile factor moved to the other side, nothing else;
-# - **a shift**: the whole face moved sideways by a fraction of a pixel, which nobody sees;
+# - **a new mouth**: the smile factor moved over to the other side, nothing else;
+# - **a shift**: the whole face moved sideways by a fraction of a pixel, which hardly anybody sees;
 # - **noise**: every pixel a little brighter or darker.
 #
 # > **Predict first.** Same $L_2$. Which has the largest $L_1$? Which would you call the smallest change?
@@ -441,18 +463,18 @@ claim(
 # %%
 faces, facts = dime_study.faces("test", "smile", MANY)
 to = (1 - oracle.predict(faces)).long()
-mouth = moved(facts, -facts["smile"])
-size = closeness.lp_distance(faces, mouth, p=2).float().view(-1, 1, 1, 1)
+mouth = moved(facts, -facts["smile"])  # as strong as before, the other way round
+side = torch.from_numpy(facts["smile"]).sign().numpy()
+gentle = moved(facts, -0.25 * side)  # just over to the other side
+size = closeness.lp_distance(faces, gentle, p=2).float().view(-1, 1, 1, 1)
 one_pixel = faces.roll(1, dims=3)
 one_pixel[..., 0] = faces[..., 0]
 whole = closeness.lp_distance(faces, one_pixel, p=2).float().view(-1, 1, 1, 1)
 shift = faces + (one_pixel - faces) * (size / whole).clamp(max=1)  # between two pixels: linear interpolation
 noise = torch.randn(faces.shape, generator=torch.Generator().manual_seed(0))
 noise = noise * size / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-noise = faces + torch.where(
-    (faces + noise).abs() > 1, -noise, noise
-)  # stays within the range, keeps its length
-changes = {"a new mouth": mouth, "a shift": shift, "noise": noise}
+noise = faces + torch.where((faces + noise).abs() > 1, -noise, noise)  # in range, of the same length
+changes = {"a new mouth": gentle, "a shift": shift, "noise": noise}
 k = slice(0, 5)
 rows, captions = {"input": faces[k]}, {}
 for name, images in changes.items():
@@ -461,9 +483,7 @@ for name, images in changes.items():
 plots.image_rows(rows, titles=captions, title="Three changes of the same length")
 
 # %%
-inner = (
-    size < whole
-).flatten()  # faces whose mouth moves less than a whole pixel's shift: only there the lengths agree
+inner = (size <= whole).flatten()  # only for these a shift of at most one pixel is long enough
 blind = {"where": inner}
 pixel_rows = [
     {
@@ -484,9 +504,13 @@ say(
 )
 full_shift = metrics.lp_norm(faces, one_pixel, p=2)
 new_mouth = metrics.lp_norm(faces, mouth, p=2)
-say(f"A shift by one **whole** pixel: L2 = {full_shift}; the new mouth: {new_mouth}.")
+say(
+    f"A shift by one **whole** pixel: L2 = {full_shift}; a smile turned into a frown of the same strength, or back: {new_mouth}."
+)
 claim(
-    "A shift by one pixel is farther away in L2 than a new mouth", "LDCE, App. D", less(new_mouth, full_shift)
+    "A shift by one pixel is farther away in L2 than a smile turned into a frown",
+    "LDCE, App. D",
+    less(new_mouth, full_shift),
 )
 claim(
     "At equal L2, noise that shows nothing is farther away in L1 than a new mouth",
@@ -607,10 +631,12 @@ for name, other in (("a shift", 1), ("noise", 2)):
 # edits of each face: only the mouth, and the mouth *with glasses and thirty years on top of it*.
 
 # %%
+hair = ~torch.from_numpy(np.isin(facts["hair"], ("bald", "beanie")))
+shows = hair & torch.from_numpy(facts["age"] < 0.4)  # young enough and with hair enough to see its colour
 aged_factors = personas.intervene(
     facts,
     smile=-facts["smile"],
-    age=torch.where(torch.from_numpy(facts["age"]) > 0.5, 0.1, 0.65).double().numpy(),
+    age=0.65,
     eyewear=["eyeglasses" if e == "none" else "none" for e in facts["eyewear"]],
 )
 dyed = personas.intervene(
@@ -622,16 +648,16 @@ blind_spot = {
     "hair dyed, mouth as it was": personas.render(dyed),
     "somebody else": faces.roll(2, 0),
 }
-k = slice(0, 5)
+k = shows.nonzero()[:5, 0]
 display(plots.image_rows({"input": faces[k]} | {n.replace(", ", ",\n"): i[k] for n, i in blind_spot.items()}, title="Which of these is the same person?"))  # fmt: skip
 blind_rows = [
     {
         "edit": name,
-        "fs": similarity.fs(faces, images, network=identity),
-        "fva": similarity.fva(faces, images, network=identity),
-        "s3": similarity.s3(faces, images, network=simsiam),
-        "lpips": closeness.lpips(faces, images, network=trunk),
-        "mnac": attributes.mnac(faces, images, oracle=nets["oracle"]),
+        "fs": similarity.fs(faces, images, network=identity, where=shows),
+        "fva": similarity.fva(faces, images, network=identity, where=shows),
+        "s3": similarity.s3(faces, images, network=simsiam, where=shows),
+        "lpips": closeness.lpips(faces, images, network=trunk, where=shows),
+        "mnac": attributes.mnac(faces, images, oracle=nets["oracle"], where=shows),
     }
     for name, images in blind_spot.items()
 ]
@@ -652,7 +678,7 @@ claim(
     less(blind_rows[3]["fs"], blind_rows[1]["fs"]),
 )
 claim(
-    "FS takes glasses and age on top of the mouth for less of a change than other hair (collateral damage that it cannot see)",
+    "FS takes glasses and age on top of the mouth for less of a change than other hair alone",
     "this course",
     less(blind_rows[2]["fs"], blind_rows[1]["fs"]),
 )
@@ -800,6 +826,7 @@ def split_fid(real, fake, order, distance):
 
 
 # %%
+some_class = (torch.from_numpy(some_factors["smile"]) > 0).long()
 seen = {name: seen_by(trunk.embed, images) for name, images in sets.items()}
 orders = [torch.randperm(SET, generator=torch.Generator().manual_seed(s)) for s in range(10)]
 realism_rows = [
@@ -809,7 +836,10 @@ realism_rows = [
         "fid": realism.fid(some, images, features=trunk),
         "mine_split": sum(split_fid(features[:SET], seen[name], order, between) for order in orders)
         / len(orders),
-        "sfid": realism.sfid(some, images, features=trunk),
+        "sfid": realism.sfid(some, images, features=trunk, splits=5),
+        "crossover": realism.crossover_fid(
+            some, images, groups=({0}, {1}), source=some_class, target=1 - some_class, features=trunk
+        ),
     }
     for name, images in sets.items()
 ]
@@ -821,6 +851,7 @@ results.show_table(
         "fid": "FID",
         "mine_split": "sFID, your function",
         "sfid": "sFID",
+        "crossover": "cross-over FID",
     },
 )
 by_answer = {r["answer"]: r for r in realism_rows}
@@ -832,19 +863,50 @@ claim("FID of an honest edit is above 0: FID prefers the copy", "DVCE, Sect. 4.1
 claim(
     "FID does not notice that every face got somebody else's picture (dealt out again: 0)",
     "this course",
-    near(by_answer["dealt out again"]["fid"], 0.0, within=1e-3 * floor),
+    near(by_answer["dealt out again"]["mine"], 0.0, within=1e-3 * floor),
+)
+by_cut = {kind: [] for kind in ("the same half", "the other half")}
+for order in orders:
+    half_a, half_b = order[: SET // 2], order[SET // 2 :]
+    edit, copy = seen["an honest edit"], seen["a copy"]
+    by_cut["the same half"].append(
+        between(features[half_a], edit[half_a]) - between(features[half_a], copy[half_a])
+    )
+    by_cut["the other half"].append(
+        between(features[half_b], edit[half_a]) - between(features[half_b], copy[half_a])
+    )
+ahead = {kind: metrics.average(torch.tensor(gaps)) for kind, gaps in by_cut.items()}
+say(
+    "By how much is the copy ahead of the honest edit? Compared with the originals of "
+    + "; of ".join(f"{kind}: {gap}" for kind, gap in ahead.items())
+    + ". (The same halves, equally many images; the interval is over the cuts.)"
 )
 claim(
-    "sFID no longer prefers the copy: honest edit and copy are equal within a tenth of the copy's sFID",
+    "Splitting takes the copy's advantage away: its lead over an honest edit is smaller against the other half",
     "thesis, Sect. 4.4.1",
-    near(by_answer["an honest edit"]["sfid"], by_answer["a copy"]["sfid"], within=0.1 * floor),
+    less(ahead["the other half"], ahead["the same half"]),
 )
-claim("sFID tells noise from an honest edit", "this course", less(by_answer["an honest edit"]["sfid"], by_answer["noise"]["sfid"]))  # fmt: skip
+claim(
+    "sFID prefers faces dealt out again to an honest edit",
+    "this course",
+    less(by_answer["dealt out again"]["sfid"], by_answer["an honest edit"]["sfid"]),
+)
+claim(
+    "sFID tells a blur from an honest edit",
+    "this course",
+    less(by_answer["an honest edit"]["sfid"], by_answer["a blur"]["sfid"]),
+)
+claim(
+    "Cross-over FID prefers the honest edit to the copy",
+    "DVCE, App. E",
+    less(by_answer["an honest edit"]["crossover"], by_answer["a copy"]["crossover"]),
+)
 
 # %% [markdown]
-# So the split takes the prize away from the copy; it does not *punish* the copy, and it still cannot tell an explanation
-# from a pack of cards dealt out again. Realism says whether the pictures are pictures. It never says whether they
-# explain.
+# Three things to keep. The split takes the prize away from the copy; it does not *punish* the copy. Crossing the classes
+# does: a frown that is returned as it is makes a bad smile. And the split is honest only as long as a counterfactual
+# depends on *its own* input: the faces that were dealt out again smuggle originals of one half into the other, and beat
+# every explanation. Realism says whether the pictures are pictures of this world. It never says whether they explain.
 #
 # ### FID against the number of images
 # Real faces against *other* real faces should have FID 0. They do not: mean and covariance of few images are noisy, and
@@ -872,8 +934,6 @@ display(
         xlabel="images in a set",
         ylabel="distance of real to real",
         title="Real faces against other real faces",
-        logx=True,
-        logy=True,
     )
 )
 say(
@@ -1092,7 +1152,7 @@ plots.curve(
     {"somebody else of the wanted class": (sizes, strangers_cd), "the true edit": (sizes, true_cd)},
     xlabel="explanations",
     ylabel="CD",
-    title="CD depends on the number of images, unless nothing but the query changes",
+    title="CD against the number of explanations",
     logx=True,
     hlines={"floor": floor_cd},
 )
@@ -1112,7 +1172,7 @@ bare = (
     & (real_factors["closed_eyes"] == "no")
     & (real_factors["smile"] < -0.1)
 )
-half = min(MANY // 2, int(wears.sum()), int(bare.sum()))
+half = min(100, int(wears.sum()), int(bare.sum()))
 rows = torch.cat([torch.from_numpy(m.nonzero()[0][:half]) for m in (bare, wears)])
 plain, plain_factors = real[rows], real_factors[rows]
 goal = torch.cat([torch.ones(half), torch.zeros(half)]).long()
@@ -1550,11 +1610,18 @@ for name, r in explained.items():
     if name == "ACE":
         answers["ACE, pre-explanation"] = r.extra["pre_explanation"]
     answers[name] = r.x_cf
-plots.image_rows(
-    {"input": test_faces} | {name.replace(", ", ",\n"): images for name, images in answers.items()} | {"the truth": best_true},
-    titles={name.replace(", ", ",\n"): verdicts(net_smile, images, asked_for, oracle) for name, images in (answers | {"the truth": best_true}).items()},
-    title="Eight answers and the true one, classifier smile-old",
-)  # fmt: skip
+columns = {"input": test_faces, **answers, "the truth": best_true}
+captions = {name: verdicts(net_smile, images, asked_for, oracle) for name, images in columns.items()}
+plots.image_grid(
+    torch.cat([torch.stack([images[n] for images in columns.values()]) for n in range(FACES)][:6]),
+    [
+        (name.replace("ACE, pre-explanation", "pre-CE") + "\n" if n == 0 else "") + captions[name][n]
+        for n in range(min(FACES, 6))
+        for name in columns
+    ],
+    columns=len(columns),
+    title="Eight answers and the true one; C: smile-old's P(wanted)",
+)
 
 # %%
 contest_here = [
@@ -1762,21 +1829,25 @@ if agreement:
 # ## 13 · What the released code does differently
 #
 # - **COUT counts its last step in full.** The released routine switches pixels in batches and multiplies the sum of all
-#   trapezoids by the width of *one* batch. If the batch does not divide the number of pixels, the last, smaller batch is
-#   counted like the others, and the area reaches beyond 1. For a perfect explanation:
+#   trapezoids by the width of *one* batch. If the batch does not divide the number of pixels, the last, smaller batch
+#   counts like the others, and the area reaches beyond 1. The largest possible area of a class, by the size of the image:
 
 # %%
-side = x.shape[-1]
-batch = max(1, side * side // 50)
-points = list(range(0, side * side, batch)) + [side * side]
-perfect = torch.ones(1, len(points))
-perfect[:, 0] = 0.0  # the first batch already convinces the classifier
-fraction = torch.tensor(points) / (side * side)
-released = float(((perfect[:, 1:] + perfect[:, :-1]) / 2).sum() * batch / (side * side))
-say(
-    f"Images of {side} x {side} pixels, batches of {batch}: the released area of the wanted class is {released:.4f}, where the true one is "
-    f"{float(torch.trapezoid(perfect, fraction)):.4f}. The last point stands at {(len(points) - 1) * batch / (side * side):.4f} of the pixels."
-)
+reach = []
+for side in (16, 32, 64, 128, 224, 256):
+    pixels, batch = side * side, max(1, side * side // 50)
+    points = -(-pixels // batch) + 1
+    sure = torch.ones(1, points)  # a class that is certain all the way
+    true_width = torch.linspace(0, points - 1, points).mul(batch).clamp(max=pixels) / pixels
+    reach.append(
+        {
+            "side": side,
+            "pixels in a batch": batch,
+            "released code": float(((sure[:, 1:] + sure[:, :-1]) / 2).sum() * batch / pixels),
+            "by true widths": float(cout_score(true_width, 0 * sure, sure)),
+        }
+    )
+results.show_table(reach, digits=4)
 
 # %% [markdown]
 # - **CD has a $1/N$ in LDCE** (Eq. 21): a sum over images of something that belongs to the whole set. Read literally it
