@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     rows = measure(subject, names)
-    notes = [*subject.notes, *(f"left out: {text}" for text in found.skipped)]
+    notes = [*subject.notes, *report.remarks(rows), *(f"left out: {text}" for text in found.skipped)]
     print(report.as_text(rows), *(f"note: {note}" for note in notes), sep="\n", flush=True)
     facts = {"folder": folder.resolve().name, "pairs": len(subject.flipped), "notes": notes}
     pairs = [gather(subject.results, name) for name in ("x", "x_cf")]
@@ -50,6 +50,7 @@ def _subject(options: argparse.Namespace, found: saved.Saved) -> Subject:
         reference=options.reference and reference_images(options.reference, found.results[0].x),
         truth=options.truth,
         quick=options.quick,
+        exact=options.exact,
         batch_size=options.batch,
         places=found.places,
     )
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="render the true counterfactuals of faces of the shipped test set",
     )
+    add("--exact", action="store_true", help="ask the classifier at every point of COUT's curves")
     add("--out", metavar="FOLDER", help="where the files go (default: FOLDER/evaluation)")
     add("--skip-corrupt", action="store_true", help="leave out what cannot be read, and list it")
     add("--batch", type=int, default=128, metavar="N", help="images in a batch (default 128)")
@@ -133,4 +135,10 @@ def _said(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
     if reference and Path(reference).expanduser().exists():
         reference = Path(reference).expanduser().resolve().name
     mode = "quick" if options.quick else "full"
-    return {"mode": mode, "reference": reference, "truth": options.truth, "batch": options.batch} | names
+    return {
+        "mode": mode,
+        "reference": reference,
+        "truth": options.truth,
+        "exact": options.exact,
+        "batch": options.batch,
+    } | names

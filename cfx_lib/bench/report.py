@@ -106,6 +106,12 @@ def save(
 # ---------------------------------------------------------------------------------------------------- text
 
 
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What the methods of the values say beside the kind of interval, for instance too few images for FID's features."""
+    said = [(row.metric, row.value.method.partition(", ")[2]) for row in rows if row.value is not None]
+    return [f"{metric}: {remark}" for metric, remark in said if remark]
+
+
 def as_text(rows: Sequence[Row]) -> str:
     """The rows as a table for the terminal; what was not measured says why in place of a value."""
     shown = [row.cells if row.value else [*row.cells[:2], "", *[""] * 4] for row in rows]

@@ -52,6 +52,7 @@ class Subject:
     reference: Tensor | None = None
     labels: Tensor | None = None
     truth: bool = False
+    exact: bool = False
     batch_size: int = 128
     notes: list[str] = field(default_factory=list)
 
@@ -193,6 +194,7 @@ def prepare(
     labels: Tensor | None = None,
     truth: bool = False,
     quick: bool = False,
+    exact: bool = False,
     batch_size: int = 128,
     places: Sequence[str] | None = None,
 ) -> Subject:
@@ -223,6 +225,7 @@ def prepare(
         _checked_reference(reference, kept[0].x),
         labels,
         truth,
+        exact,
         batch_size,
         notes,
     )

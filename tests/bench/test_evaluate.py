@@ -19,7 +19,7 @@ from cfx_lib.bench import report, saved
 from cfx_lib.bench.command import reference_images
 from cfx_lib.bench.evaluate import METRICS, evaluate, select
 from cfx_lib.bench.subject import true_counterfactuals
-from cfx_lib.metrics import Value
+from cfx_lib.metrics import Value, transition
 from cfx_lib.types import CFResult, Cost
 from cfx_lib.worlds import personas
 from cfx_lib.zoo import AttributeClassifier
@@ -125,10 +125,24 @@ def test_every_metric_is_a_row_and_equals_the_function(judged):
     assert found["seconds"].value == metrics.cost_per_explanation([*results, *again], "seconds")
     assert found["sigma_L"].value.n == 13 and found["sigma_L"].value.mean > 0
     assert found["LPIPS"].value.backbone == Trunk.name
+    remarks = {text.partition(": ")[0]: text for text in report.remarks(rows)}
+    assert (
+        set(remarks) >= {"COUT", "CD"} and "undefined" in remarks["CD"] and "within 0.01" in remarks["COUT"]
+    )
     assert found["IM1"].value.backbone == Blur.name
     for row in rows:
         assert row.seconds >= 0 and row.peak_memory_mb >= 0
         assert row.value is None or (row.value.defined and not row.reason)
+
+
+def test_cout_is_exact_on_request(judged):
+    result = explained()
+    near, exact = (
+        evaluate(result, **judged, exact=given, metrics=["COUT"], progress=False)[0].value
+        for given in (False, True)
+    )
+    assert exact == transition.cout(result, classifier=judged["classifier"]) and exact.method == "bootstrap"
+    assert near.mean == pytest.approx(exact.mean, abs=0.01) and near.scores is not None
 
 
 def test_seeds_are_counted_once(judged):
