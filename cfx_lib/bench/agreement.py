@@ -4,10 +4,9 @@ Everything is computed for many weightings of the same faces at once: `weights` 
 resample. Row 0 counts every face once, so entry 0 of a result is the estimate and the others are its bootstrap draws. All
 methods, metrics and truths that share a row of weights share the faces, hence differences of them are paired.
 
-What the intervals cover: other faces. They do not cover other methods, of which a study has a handful; the range with one
-method left out (`without_one`) says how much hangs on a single one. Resampling also adds noise to numbers that have noise
-already, which makes close methods change places more often than new faces would: draws of a rank correlation lean towards
-0, and an interval is widened to hold the estimate where they lean past it.
+What the intervals cover: other faces. They do not cover other methods, of which a study has a handful. Resampling also adds
+noise to numbers that have noise already, which makes close methods change places more often than new faces would: draws of
+a rank correlation lean towards 0, and an interval is widened to hold the estimate where they lean past it.
 """
 
 from __future__ import annotations
@@ -114,12 +113,6 @@ def _order(v: np.ndarray) -> np.ndarray:
     gap, size = v[:, :, None] - v[:, None, :], np.abs(v)
     tied = np.abs(gap) <= 1e-9 * np.maximum(size[:, :, None], size[:, None, :])
     return np.where(tied, 0.0, np.sign(gap))
-
-
-def without_one(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """tau-b of (M,), (M,) with each method left out in turn, (M,)."""
-    kept = ~np.eye(len(a), dtype=bool)
-    return tau_b(np.stack([a[k] for k in kept]), np.stack([b[k] for k in kept]))
 
 
 def pooled_spearman(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:

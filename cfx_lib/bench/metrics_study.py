@@ -1,9 +1,10 @@
 """The `full` measurements of notebook 08: the papers' metrics of the methods built so far, judged by what is really true.
 
 `python -m cfx_lib.bench study metrics` writes them to data/results/; `--only NAME` makes one again. Settings are the
-methods' presets, which were chosen on validation faces; nothing is chosen here. Faces and judges are those of `dime_study`,
-methods and metrics those of `conditions`. Counterfactuals are kept in the cache folder, so an interrupted run goes on, and
-two processes can share the work: `python -c "from cfx_lib.bench import conditions; conditions.fill('brittle:smile')"`.
+methods' presets, which were chosen on validation faces, but for DiME's in `shortcut`; nothing is chosen here. Faces and
+judges are those of `dime_study`, methods and metrics those of `conditions`. Counterfactuals are kept in the cache folder, so
+an interrupted run goes on, and two processes can share the work:
+`python -c "from cfx_lib.bench import conditions; conditions.fill('brittle:smile')"`.
 
 `agreement_table` asks which published metric ranks the methods as the truth does. What it can show is limited:
 

@@ -97,12 +97,6 @@ def test_tau_b_is_undefined_without_an_order_and_blind_to_rounding() -> None:
     assert agreement.tau_b(rising, -rising)[0] == -1
 
 
-def test_leaving_a_method_out(rng) -> None:  # noqa: ANN001
-    a, b = rng.normal(size=8), rng.normal(size=8)
-    wanted = [stats.kendalltau(np.delete(a, k), np.delete(b, k)).statistic for k in range(8)]
-    assert agreement.without_one(a, b) == pytest.approx(np.array(wanted))
-
-
 def test_spearman_is_scipys_and_takes_all_methods_of_a_face_along(rng) -> None:  # noqa: ANN001
     a, b = rng.integers(0, 4, (5, 9)).astype(float), rng.normal(size=(5, 9))
     b[1, 2] = np.nan
