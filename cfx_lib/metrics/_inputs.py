@@ -26,9 +26,15 @@ def is_results(given: Any) -> bool:
 
 
 def gather(results: Results, name: str) -> Tensor:
-    """One field of all results, along the images, on the CPU."""
+    """One field of all results, along the images, on the CPU. ValueError for results of different image sizes."""
     results = results if isinstance(results, (list, tuple)) else [results]
-    return torch.cat([torch.as_tensor(getattr(r, name)).detach().cpu() for r in results])
+    parts = [torch.as_tensor(getattr(r, name)).detach().cpu() for r in results]
+    shapes = {tuple(p.shape[1:]) for p in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{name}: results of mixed shapes {sorted(shapes)} given, one shape expected: measure them apart."
+        )
+    return torch.cat(parts)
 
 
 def images(x: Tensor | Results, x_cf: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -126,16 +132,25 @@ def blank(scores: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep, scores.double(), torch.nan)
 
 
-def run(model: Callable[[Tensor], Any], x: Tensor, batch_size: int = 64) -> Any:
+def spread(scores: Tensor, keep: Tensor) -> Tensor:
+    """Scores of the images that count (one for each True of keep (N,)) at their places, NaN elsewhere: (N,)."""
+    out = torch.full(keep.shape, torch.nan, dtype=torch.float64)
+    out[keep] = scores.double()
+    return out
+
+
+def run(model: Callable[..., Any], x: Tensor, batch_size: int = 64, *more: Tensor) -> Any:
     """Outputs of a model (a tensor, or a dict of tensors) over all images, without gradients, on the CPU.
 
-    The model runs in eval mode on its own device; its mode is restored, also after an exception.
+    more: further inputs of the model, as long as x. The model runs in eval mode on its own device; its mode is
+    restored, also after an exception.
     """
     owner = getattr(model, "__self__", model)  # a bound method such as classifier.predict
     weight = next(owner.parameters(), None) if isinstance(owner, nn.Module) else None
     device = torch.device("cpu") if weight is None else weight.device
     with frozen_models(model), torch.no_grad():
-        parts = [model(part.float().to(device)) for part in x.split(batch_size)]
+        batches = zip(*(tensor.split(batch_size) for tensor in (x, *more)), strict=True)
+        parts = [model(*(part.float().to(device) for part in batch)) for batch in batches]
     if isinstance(parts[0], dict):
         return {name: torch.cat([p[name].detach().cpu() for p in parts]) for name in parts[0]}
     return torch.cat([p.detach().cpu() for p in parts])
