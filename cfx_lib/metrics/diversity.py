@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 def diversity(
     runs: Sequence[CFResult] | Sequence[Tensor] | Tensor,
     distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
+    batch_size: int = 128,
 ) -> Value:
     """Mean pairwise distance between the counterfactuals of several seeds, sigma_L (DiME, thesis Eq. 3.20).
 
-    runs: at least two runs over the same images in the same order (the paper uses five): CFResults or tensors
-    (N,C,H,W) in [-1,1]; here a list is a list of seeds, not of batches. All images count, flipped or not, as
-    in the paper. distance: (N,C,H,W), (N,C,H,W) -> (N,) >= 0; the paper's is LPIPS. By default the mean
-    absolute pixel difference, whose numbers cannot be compared with LPIPS; the name is printed with the
-    value. Interval: bootstrap of images. ValueError for fewer than two runs or runs over different images.
+    For each image the mean distance of all S(S-1)/2 pairs of runs, then the mean over the images.
+    runs: at least two runs over the same images in the same order: CFResults or tensors (N,C,H,W) in [-1,1]; here a list
+    is a list of seeds, not of batches. The paper takes five, with independent seeds; fewer give the same mean with a wider
+    interval. All images count, flipped or not, as in the paper, and the input itself is not among the pictures compared.
+    distance: (N,C,H,W), (N,C,H,W) -> (N,) >= 0. The paper's is LPIPS: `metrics.closeness.lpips_distance(network)`. By
+    default the mean absolute pixel difference, whose numbers cannot be compared with LPIPS and which noise alone can
+    raise; the name is printed with the value.
+    Interval: bootstrap of images. ValueError for fewer than two runs or runs over different images.
     """
     if isinstance(runs, Tensor) and runs.ndim != 5:
         raise ValueError(f"runs: shape {tuple(runs.shape)} given, (S,N,C,H,W) or a list of runs expected.")
@@ -44,7 +49,7 @@ def diversity(
     name = "L1 per pixel" if distance is None else _name(distance)
     if not len(batches[0]):
         return average(torch.zeros(0), backbone=name)
-    pairs = [_distances(distance, a, b) for a, b in combinations(batches, 2)]  # S(S-1)/2 of (N,)
+    pairs = [_distances(distance, a, b, batch_size) for a, b in combinations(batches, 2)]  # S(S-1)/2 of (N,)
     return average(torch.stack(pairs).mean(0), backbone=name)
 
 
@@ -52,15 +57,18 @@ def _name(distance: Callable) -> str:
     return getattr(distance, "name", None) or getattr(distance, "__name__", type(distance).__name__)
 
 
-def _distances(distance: Callable | None, a: Tensor, b: Tensor) -> Tensor:
+def _distances(distance: Callable | None, a: Tensor, b: Tensor, batch_size: int) -> Tensor:
     """(N,) float64 on the CPU; a network runs in eval mode on its own device, and (N,1,1,1) is accepted."""
     if distance is None:
         return lp_distance(a, b, p=1.0, per_pixel=True)
     weight = next(distance.parameters(), None) if isinstance(distance, nn.Module) else None
     device = a.device if weight is None else weight.device
+    parts = []
     with frozen_models(distance), torch.no_grad():
-        found = distance(a.float().to(device), b.float().to(device))
-    found = found.flatten() if found.numel() == len(a) else found
+        for first, second in zip(a.float().split(batch_size), b.float().split(batch_size), strict=True):
+            part = torch.as_tensor(distance(first.to(device), second.to(device))).detach().cpu()
+            parts.append(part.flatten() if part.numel() == len(first) else part)
+    found = torch.cat(parts)
     found = check_vector("distance", found, len(a)).double()
     if (found < 0).any():
         raise ValueError(

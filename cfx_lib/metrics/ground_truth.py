@@ -3,7 +3,7 @@
 `x_true` is the same face with the factor moved just far enough for the classifier to flip
 (`worlds.personas.true_counterfactual`). Images for which no such face was found are left out: pass
 `where=found`. Images whose true counterfactual equals the input are always left out, since there is nothing
-to compare with.
+to compare with. Whether other attributes than the asked one changed is the question of `shortcuts.collateral_changes`.
 """
 
 from __future__ import annotations
