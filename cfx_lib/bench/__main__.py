@@ -4,7 +4,7 @@ python -m cfx_lib.bench                      everything; this takes long at the 
 python -m cfx_lib.bench notebooks inner      some of: dime, inner, notebooks
 python -m cfx_lib.bench inner --images 64    more faces for the comparison of the inner chains
 python -m cfx_lib.bench --save               also keep each table as data/results/bench-NAME.json
-python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce)
+python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, metrics)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARTS = {
 }
 
 
-STUDIES = ("ace", "dime", "dvce")
+STUDIES = ("ace", "dime", "dvce", "metrics")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ STAND_INS = {  # what a metric asks for -> the shipped network
     "self-supervised": "personas/simsiam",  # S3
     "perceptual": "personas/perceptual",  # LPIPS, sigma_L
     "realism": "personas/perceptual",  # FID, sFID: its pooled features
+    "autoencoders": "personas/autoencoders",  # IM1, IM2: one for each class, one for all
     "oracle": "personas/oracle",  # MNAC, CD: attributes
 }
 

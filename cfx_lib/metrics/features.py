@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from cfx_lib.metrics._inputs import run
 from cfx_lib.metrics.backbones import choose
 
 VARIABLE = "CFX_INCEPTION"
+WEIGHTS = (
+    "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's file, a conversion of the published one
+)
 
 
 def feature_network(features: Callable | None, x: Tensor) -> Callable:
@@ -55,10 +57,10 @@ def inception_weights() -> Path | None:
         if not Path(named).is_file():
             raise FileNotFoundError(
                 f"{VARIABLE}={named!r} is set, a file of Inception weights expected: "
-                f"save {URL_INCEPTION_V3} there, or unset {VARIABLE} to use the shipped network."
+                f"save torch-fidelity's {WEIGHTS} there, or unset {VARIABLE} to use the shipped network."
             )
         return Path(named)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     return cached if cached.is_file() else None
 
 
@@ -74,6 +76,8 @@ class Inception(nn.Module):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
         try:
             safe = io.BytesIO()  # torch-fidelity unpickles whatever it is given: give it what was read safely
             torch.save(torch.load(path, map_location="cpu", weights_only=True), safe)

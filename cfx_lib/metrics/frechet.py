@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from scipy import special
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cfx_lib.metrics.value import LEVEL
 
@@ -150,7 +149,9 @@ class _Given(nn.Module):
         return features
 
 
-def _metric(dim: int) -> FrechetInceptionDistance:
+def _metric(dim: int) -> nn.Module:
+    from torchmetrics.image.fid import FrechetInceptionDistance  # takes seconds: only where it is needed
+
     return FrechetInceptionDistance(feature=_Given(dim), normalize=True).set_dtype(torch.float64)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfx_lib.train import classifier, ddpm, fashion, robust
+from cfx_lib.train import classifier, ddpm, fashion, features, perceptual, robust
 from cfx_lib.train.loop import BatchFn, LossFn, Recipe, fit
 from cfx_lib.worlds import fashion as photographs
 from cfx_lib.worlds import folders, personas
@@ -53,6 +53,22 @@ CONVNEXT = (  # no layer scale: it is for deeper networks, and slow to start
 SMOOTH = {"stem_type": "deep", "replace_stem_pool": True, "act_layer": "silu"}
 ROBUST_FASHION = ("resnet18", {"in_chans": 1, "stem_width": 24, "channels": [48, 96, 192, 256], **SMOOTH})
 ROBUST_PERSONAS = ("resnet18", {"stem_width": 16, "channels": [32, 64, 128, 192], **SMOOTH})
+
+# What metrics look through: one block a stage, 18 million multiplications a face.
+_SMALL = {"stem_width": 16}
+IDENTITY = ("resnet10t", {**_SMALL, "channels": [32, 64, 96, 160]}, 64)  # the last number: dimensions
+SIMSIAM = ("resnet10t", {**_SMALL, "channels": [32, 64, 96, 128]}, (256, 128))  # sizes of the projection
+TRUNK = ("resnet10t", {**_SMALL, "channels": [32, 64, 96, 128]})
+AUTOENCODER = {  # on patches of 4x4 pixels: 64x64x3 -> 16x16x48 -> 2x2x8 numbers
+    "in_channels": 48,
+    "out_channels": 48,
+    "encoder_block_out_channels": [32, 32, 32, 32],
+    "decoder_block_out_channels": [32, 32, 32, 32],
+    "num_encoder_blocks": [0, 1, 1, 0],
+    "num_decoder_blocks": [0, 1, 1, 0],
+    "latent_channels": 8,
+}
+PATCH = 4
 
 
 _DDPM = Recipe(
@@ -323,6 +339,131 @@ def _robust_personas(arch: tuple[str, dict], recipe: Recipe, attack: Attack) -> 
     return build
 
 
+def _identity(arch: tuple[str, dict, int], recipe: Recipe) -> Callable[[], Job]:
+    def build() -> Job:
+        import timm
+
+        from cfx_lib.train.feature_cards import identity_card
+        from cfx_lib.zoo import features as zoo
+
+        name, args, dim = arch
+
+        def model() -> nn.Module:
+            network = zoo.Encoder(timm.create_model(name, num_classes=dim, **args))
+            return classifier.Normalised(network).to(memory_format=torch.channels_last)
+
+        def store(trained: nn.Module, out: Path) -> None:
+            zoo.save_embedding(
+                trained.network, out, name, args, dim, mean=classifier.MEAN, std=classifier.STD
+            )
+
+        return Job(
+            replace(recipe, objective="who it is, on personas/train"),
+            model,
+            features.identity_batches,
+            lambda: features.identity_loss,
+            store,
+            identity_card,
+            {
+                "data": "20,000 personas (split train), grouped by what can be seen of skin, hair, beard and hair colour",
+                "augmentation": "small crops, mirroring, colours within 5 %, blur, noise",
+                "arch": (name, args),
+            },
+        )
+
+    return build
+
+
+def _simsiam(arch: tuple[str, dict, tuple[int, ...]], recipe: Recipe) -> Callable[[], Job]:
+    def build() -> Job:
+        import timm
+
+        from cfx_lib.train.feature_cards import simsiam_card
+        from cfx_lib.zoo import features as zoo
+
+        name, args, projection = arch
+
+        def encoder() -> nn.Module:
+            network = zoo.Encoder(timm.create_model(name, num_classes=0, **args), projection)
+            return classifier.Normalised(network)
+
+        def model() -> nn.Module:
+            dim = projection[-1]
+            return features.SimSiam(encoder(), dim, dim // 4).to(memory_format=torch.channels_last)
+
+        def store(trained: nn.Module, out: Path) -> None:
+            network = trained.encoder.network
+            zoo.save_embedding(
+                network, out, name, args, 0, projection, mean=classifier.MEAN, std=classifier.STD
+            )
+
+        return Job(
+            replace(recipe, objective="two views of a face are alike, on personas/train without labels"),
+            model,
+            features.two_views,
+            lambda: features.simsiam_loss,
+            store,
+            partial(simsiam_card, untrained=encoder),
+            {
+                "data": "20,000 personas (split train) without any label",
+                "augmentation": "crops of half the face and more, mirroring, colours within 20 %, grey, blur, noise",
+                "arch": (name, args),
+            },
+        )
+
+    return build
+
+
+def _perceptual(arch: tuple[str, dict], recipe: Recipe) -> Callable[[], Job]:
+    """The attribute classifier of all attributes, kept as a trunk with calibrated weights of LPIPS."""
+
+    def build() -> Job:
+        from cfx_lib.train.feature_cards import perceptual_card
+        from cfx_lib.zoo import features as zoo
+
+        regression = ("smile", "age")
+        plain = _classifier("train", personas.ATTRIBUTES, regression, True, arch, recipe)()
+
+        def store(trained: nn.Module, out: Path) -> None:
+            network, outputs = trained.network, (*personas.ATTRIBUTES, *(f"{r} (value)" for r in regression))
+            uniform = [torch.ones(info["num_chs"]) for info in network.feature_info]
+            trunk = zoo.PerceptualTrunk(
+                network, uniform, classifier.MEAN, classifier.STD, outputs=outputs
+            ).eval()
+            zoo.save_trunk(perceptual.calibrate(trunk), out, *arch)
+
+        return replace(plain, store=store, card=perceptual_card)
+
+    return build
+
+
+def _autoencoders(config: dict, recipe: Recipe) -> Callable[[], Job]:
+    def build() -> Job:
+        from copy import deepcopy
+
+        from cfx_lib.train.feature_cards import autoencoder_card
+        from cfx_lib.zoo import features as zoo
+
+        classes = {name: 2 for name in _EXPLAINED}
+
+        def model() -> nn.Module:
+            first = zoo.make_autoencoder(config)  # all begin alike
+            networks = {name: deepcopy(first) for name in zoo.members(classes)}
+            return zoo.AutoencoderSet(networks, classes, PATCH, channels_last=True)
+
+        return Job(
+            replace(recipe, objective="reconstructing the faces of a class, on personas/train"),
+            model,
+            lambda: features.class_batches(_EXPLAINED),
+            lambda: features.reconstruction_loss(_EXPLAINED),
+            zoo.save_autoencoders,
+            autoencoder_card,
+            {"data": "20,000 personas (split train), each autoencoder on the faces of its class"},
+        )
+
+    return build
+
+
 _EXPLAINED = ("smile", "old")
 _SHORT = Recipe(steps=2200, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.995)
 
@@ -344,6 +485,16 @@ RECIPES: dict[str, Callable[[], Job]] = {
         Recipe(steps=2000, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998),
         Attack(radius=3.0, steps=5, n=200),
     ),
+    "personas/identity": _identity(
+        IDENTITY, Recipe(steps=3000, batch=128, lr=2e-3, weight_decay=1e-2, ema=0.998)
+    ),
+    "personas/simsiam": _simsiam(
+        SIMSIAM, Recipe(steps=4000, batch=128, lr=1e-3, weight_decay=1e-2, ema=0.998)
+    ),
+    "personas/perceptual": _perceptual(
+        TRUNK, Recipe(steps=8000, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998)
+    ),
+    "personas/autoencoders": _autoencoders(AUTOENCODER, Recipe(steps=6000, batch=64, lr=2e-3, ema=0.998)),
     "fashion/ddpm": _fashion_ddpm,
     "fashion/resnet": _fashion_classifier(
         RESNET, Recipe(steps=5000, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998)

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
         wrap,
     )
     from cfx_lib.zoo.denoiser import Denoiser, save_denoiser
+    from cfx_lib.zoo.features import (
+        AutoencoderSet,
+        Embedding,
+        PerceptualTrunk,
+        save_autoencoders,
+        save_embedding,
+        save_trunk,
+    )
     from cfx_lib.zoo.registry import load, names
 
 _HOME = {
@@ -36,21 +44,33 @@ _HOME = {
     "wrap": "classifiers",
     "Denoiser": "denoiser",
     "save_denoiser": "denoiser",
+    "AutoencoderSet": "features",
+    "Embedding": "features",
+    "PerceptualTrunk": "features",
+    "save_autoencoders": "features",
+    "save_embedding": "features",
+    "save_trunk": "features",
     "data_dir": "checksums",
 }
 __all__ = [
     "AttributeClassifier",
+    "AutoencoderSet",
     "BinaryClassifier",
     "ClassClassifier",
     "Denoiser",
+    "Embedding",
     "FeatureNet",
+    "PerceptualTrunk",
     "WrappedClassifier",
     "data_dir",
     "load",
     "names",
+    "save_autoencoders",
     "save_classes",
     "save_classifier",
     "save_denoiser",
+    "save_embedding",
+    "save_trunk",
     "wrap",
 ]
 

@@ -15,6 +15,7 @@ __all__ = ["fetch", "kind_of", "load", "names"]
 
 DTYPES = ("fp32", "bf16")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FEATURES = ("embedding", "trunk", "autoencoders")  # kinds of "cfx" that zoo/features.py reads
 DENOISER_STEM, CLASSIFIER_STEM = "diffusion_pytorch_model", "model"
 HUB_CONFIGS = ["model_index.json", "config.json", "scheduler_config.json", "unet/*.json", "scheduler/*.json"]
 HUB_STEMS = [f"unet/{DENOISER_STEM}", DENOISER_STEM, CLASSIFIER_STEM]
@@ -36,7 +37,8 @@ def load(
     compile: bool = False,
     allow_pickle: bool = False,
 ) -> Any:
-    """A trained model by name: `Denoiser`, `AttributeClassifier`, `ClassClassifier` or `WrappedClassifier` (K classes).
+    """A trained model by name: `Denoiser`, `AttributeClassifier`, `ClassClassifier`, `WrappedClassifier` (K classes), or
+    what a metric looks through: `Embedding`, `PerceptualTrunk`, `AutoencoderSet`.
 
     `name`: a shipped model ("personas/ddpm", see :func:`names`), a folder, or a hub id ("google/ddpm-celebahq-256",
     "timm/resnet50.a1_in1k"; taken from the cache when offline). Models take images (N,C,H,W) in [-1,1] and come in
@@ -51,8 +53,11 @@ def load(
         raise ValueError(f"dtype is {dtype!r}; expected one of {DTYPES}.")
     folder, shown = find(name, allow_pickle)
     options = {"bf16": dtype == "bf16", "channels_last": channels_last, "compile": compile}
-    if kind_of(folder) == "denoiser":
+    kind = kind_of(folder)
+    if kind == "denoiser":
         from cfx_lib.zoo.denoiser import load_denoiser as load_kind
+    elif kind == "features":
+        from cfx_lib.zoo.features import load_features as load_kind
     else:
         from cfx_lib.zoo.classifiers import load_classifier as load_kind
     return load_kind(folder, shown, allow_pickle=allow_pickle, **options).eval().to(device)
@@ -116,7 +121,7 @@ def _single_file(path: Path) -> str:
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder holds: "denoiser" or "classifier". Raises ValueError for anything else."""
+    """What a folder holds: "denoiser", "classifier" or "features". Raises ValueError for anything else."""
     index = folder / "model_index.json"
     if index.is_file():
         pipeline = read_json(index).get("_class_name")
@@ -137,6 +142,8 @@ def kind_of(folder: Path) -> str:
     config = read_json(folder / "config.json")
     if config.get("_class_name") == "UNet2DModel":
         return "denoiser"
+    if (config.get("cfx") or {}).get("kind") in FEATURES:
+        return "features"
     if "architecture" in config:
         return "classifier"
     found = config.get("_class_name") or ", ".join(config.get("architectures") or []) or "an unknown model"

@@ -1158,7 +1158,7 @@ if diverse:
 
 # %%
 shortcut = nets["smile-shortcut"].for_attribute("smile")
-bare, bare_factors = dime_study.bare_frowning(max(4, FEW))  # open eyes too: glasses would hide closed ones
+bare, bare_factors = dime_study.bare_frowning(max(3, FEW))  # open eyes too: glasses would hide closed ones
 to_smile = torch.ones(len(bare), dtype=torch.long)
 glasses = nets["oracle"].for_attribute("eyeglasses")
 with_glasses = personas.render(personas.intervene(bare_factors, eyewear="eyeglasses"))

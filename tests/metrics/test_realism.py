@@ -64,6 +64,10 @@ def close(a, b, rel=1e-6):
 # --- FID ---------------------------------------------------------------------------------------------------
 
 
+def test_the_name_of_the_published_weights_is_torch_fidelitys():
+    assert URL_INCEPTION_V3.endswith("/" + features.WEIGHTS)
+
+
 def test_fid_is_equation_22_of_the_features():
     real, fake = pictures(0, 60), pictures(1, 40, shift=0.2)
     value = fid(real, fake, features=tiny)

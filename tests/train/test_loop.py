@@ -239,5 +239,8 @@ def test_augment_keeps_the_shape_and_varies() -> None:
 def test_every_shipped_name_has_a_recipe() -> None:
     faces = ("ddpm", "smile-old", "brittle", "smile-shortcut", "oracle", "robust")
     photographs = ("ddpm", "resnet", "convnext", "robust")
-    assert set(RECIPES) == {f"personas/{n}" for n in faces} | {f"fashion/{n}" for n in photographs}
+    features = ("identity", "simsiam", "perceptual", "autoencoders")
+    assert set(RECIPES) == {f"personas/{n}" for n in (*faces, *features)} | {
+        f"fashion/{n}" for n in photographs
+    }
     assert set(zoo.names()) <= set(RECIPES), "what lies in data/weights can be made again"

@@ -1,0 +1,72 @@
+"""Counterfactuals that are kept in the cache folder, so that tables share them and an interrupted run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cfx_lib
+from cfx_lib.bench import results
+from cfx_lib.bench.dime_study import BATCH
+from cfx_lib.metrics._inputs import run
+from cfx_lib.types import CFResult, Cost
+from cfx_lib.worlds import personas
+
+
+def explained(method: Any, x: Tensor, target: Tensor, *, seed: int = 0) -> list[CFResult]:
+    """`dime_study.explain`, each batch of 16 kept on disk and read from there the next time."""
+    folder, found = folder_of(method, x, target, seed), []
+    for k, (a, b) in enumerate(zip(x.split(BATCH), target.split(BATCH), strict=True)):
+        try:
+            result = CFResult.load(folder / str(k))
+        except (FileNotFoundError, ValueError):  # not made yet, or damaged
+            result = method.explain(a, b, seed=seed, progress=False)
+            result.save(folder / str(k))
+        found.append(result)
+    return found
+
+
+def root() -> Path:
+    """The folder of all kept counterfactuals; it may be deleted at any time."""
+    return personas.cache_dir().parent / "counterfactuals"
+
+
+def folder_of(method: Any, x: Tensor, target: Tensor, seed: int) -> Path:
+    """Where the counterfactuals of a method are kept: its name, and a hash of all that decides them.
+
+    That is its settings, the weights of its networks, the images and targets, the seed, and the code of the methods.
+    """
+    networks = [getattr(method, part, None) for part in ("denoiser", "classifier", "robust", "perceptual")]
+    names = [str(getattr(network, "name", None)) for network in networks]
+    used = tuple(f"weights/{name.split(':')[0]}/" for name in names)
+    digest = hashlib.sha256(repr((method, names, seed)).encode())
+    for path, weight in sorted(results.weights().items()):
+        digest.update(weight.encode() * path.startswith(used))
+    digest.update(x.numpy().tobytes() + target.numpy().tobytes())
+    code = Path(cfx_lib.__file__).parent
+    for source in (code / "diffusion.py", *sorted(code.glob("methods/*.py"))):
+        digest.update(source.read_bytes())
+    label = f"{type(method).__name__}-{names[1].replace('/', '-').replace(':', '-')}"
+    return root() / f"{label}-{digest.hexdigest()[:16]}"
+
+
+def pretended(x: Tensor, x_cf: Tensor, target: Tensor, classifier: Any) -> CFResult:
+    """Images in the place of counterfactuals, for instance the true ones; they cost nothing."""
+    before, after = (run(classifier, images) for images in (x, x_cf))
+    return CFResult(x, x_cf, target, before, after, after.argmax(1) == target, Cost(0, 0, 0.0))
+
+
+def pre_explanations(found: list[CFResult], classifier: Any) -> list[CFResult]:
+    """ACE's attacked images before its refinement. What they alone cost was not measured: the cost is ACE's."""
+    parts = [pretended(r.x, r.extra["pre_explanation"], r.target, classifier) for r in found]
+    return [replace(part, cost=r.cost) for part, r in zip(parts, found, strict=True)]
+
+
+def joined(found: list[CFResult], name: str) -> Tensor:
+    """One field of all results, along the images."""
+    return torch.cat([getattr(r, name) for r in found])
