@@ -70,7 +70,8 @@ def fit(
     The curve has an entry every 50 steps and one for the last step; ``loss`` is the mean since the entry before.
     ``batches(generator, size)`` draws one batch; batch ``k`` comes from a generator seeded by (seed, k), so a run that was
     stopped and goes on from its checkpoint in ``folder`` sees the batches that it would have seen without the stop.
-    ``loss_fn(model, generator, *batch)`` gives the mean loss.
+    ``loss_fn(model, generator, *batch)`` gives the mean loss. A model may have ``parameter_groups()``, torch's dictionaries
+    of "params" with a "pace" that multiplies their learning rate.
     """
     from accelerate import Accelerator
     from accelerate.utils import broadcast_object_list
@@ -81,9 +82,8 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(accelerator.device)
     ema = Ema(model, recipe.ema)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99)
-    )
+    groups = model.parameter_groups() if hasattr(model, "parameter_groups") else model.parameters()
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.99))
     step, spent, curve, running = _resume(folder / "state.pt", recipe, model, ema, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare, size = accelerator.unwrap_model(model), recipe.batch // accelerator.num_processes
@@ -121,7 +121,7 @@ def fit(
         batch = [part.to(accelerator.device) for part in batches(generator, size)]
         rate = learning_rate(recipe, step, done)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("pace", 1.0)
         with accelerator.autocast():
             loss = loss_fn(model, generator, *batch)
         accelerator.backward(loss)

@@ -16,6 +16,7 @@ from torch import Tensor
 from cfx_lib.worlds import personas
 from cfx_lib.zoo.features import PerceptualTrunk
 
+EVEN = 0.01
 Change = Callable[[Tensor], Tensor]  # amount (N,) in (0, 1] -> images
 
 # ---------------------------------------------------------------------------------------------------- triplets
@@ -119,7 +120,7 @@ def triplets(
         near, far = _same_drawing(x, generator), _other_state(factors, generator)
     else:
         strong = 0.3 + 0.7 * torch.rand(len(x), generator=generator)
-        weak = strong * (0.3 + 0.5 * torch.rand(len(x), generator=generator))  # at most 80 % of it
+        weak = strong * (0.5 + 0.45 * torch.rand(len(x), generator=generator))  # at most 95 % of it
         change = KINDS[kind](x, factors, generator)
         near, far = change(weak), change(strong)
     return near.clamp(-1, 1).float(), far.clamp(-1, 1).float()
@@ -173,17 +174,20 @@ def ranking_loss(weights: Tensor, near: Tensor, far: Tensor, sharpness: float = 
     return F.softplus(-sharpness * ratio).mean()
 
 
-def fit_weights(near: Tensor, far: Tensor, steps: int = 400, lr: float = 0.03) -> Tensor:
+def fit_weights(near: Tensor, far: Tensor, steps: int = 400, lr: float = 0.03, even: float = EVEN) -> Tensor:
     """Weights (K,) >= 0, of mean 1, that rank the triplets best: near, far (M,K) channel distances.
 
-    Adam from uniform weights on the whole set; after each step negative weights become 0, as Zhang et al. 2018 do.
+    Adam from uniform weights on the whole set; after each step negative weights become 0, as Zhang et al. 2018 do. `even`
+    weighs the squared deviation from uniform weights: without it most channels end at 0, and the distance no longer sees
+    what the triplets do not show.
     """
     weights = torch.ones(near.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([weights], lr=lr)
     for k in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - k / steps)
         optimizer.zero_grad()
-        ranking_loss(weights, near, far).backward()
+        uneven = (weights / weights.mean() - 1).square().mean()
+        (ranking_loss(weights, near, far) + even * uneven).backward()
         optimizer.step()
         with torch.no_grad():
             weights.clamp_(min=0)

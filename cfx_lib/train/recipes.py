@@ -389,7 +389,7 @@ def _simsiam(arch: tuple[str, dict, tuple[int, ...]], recipe: Recipe) -> Callabl
 
         def model() -> nn.Module:
             dim = projection[-1]
-            return features.SimSiam(encoder(), dim, dim // 4).to(memory_format=torch.channels_last)
+            return features.SimSiam(encoder(), dim, dim).to(memory_format=torch.channels_last)
 
         def store(trained: nn.Module, out: Path) -> None:
             network = trained.encoder.network
@@ -406,7 +406,7 @@ def _simsiam(arch: tuple[str, dict, tuple[int, ...]], recipe: Recipe) -> Callabl
             partial(simsiam_card, untrained=encoder),
             {
                 "data": "20,000 personas (split train) without any label",
-                "augmentation": "crops of half the face and more, mirroring, colours within 20 %, grey, blur, noise",
+                "augmentation": "crops of 70 % of the face and more, mirroring, colours within 8 %, blur, noise",
                 "arch": (name, args),
             },
         )
@@ -422,7 +422,7 @@ def _perceptual(arch: tuple[str, dict], recipe: Recipe) -> Callable[[], Job]:
         from cfx_lib.zoo import features as zoo
 
         regression = ("smile", "age")
-        plain = _classifier("train", personas.ATTRIBUTES, regression, True, arch, recipe)()
+        plain = _classifier("train", personas.ATTRIBUTES, regression, False, arch, recipe)()
 
         def store(trained: nn.Module, out: Path) -> None:
             network, outputs = trained.network, (*personas.ATTRIBUTES, *(f"{r} (value)" for r in regression))
@@ -432,7 +432,17 @@ def _perceptual(arch: tuple[str, dict], recipe: Recipe) -> Callable[[], Job]:
             ).eval()
             zoo.save_trunk(perceptual.calibrate(trunk), out, *arch)
 
-        return replace(plain, store=store, card=perceptual_card)
+        objective = "attributes on personas/train, image quality untouched"
+        said = "small crops, mirroring, colours within 10 %, noise up to 0.05"
+        return replace(
+            plain,
+            recipe=replace(plain.recipe, objective=objective),
+            batches=lambda: features.attribute_batches(regression),
+            loss=lambda: classifier.attribute_loss(0.05),
+            store=store,
+            card=perceptual_card,
+            facts={**plain.facts, "augmentation": said},
+        )
 
     return build
 
@@ -488,9 +498,7 @@ RECIPES: dict[str, Callable[[], Job]] = {
     "personas/identity": _identity(
         IDENTITY, Recipe(steps=3000, batch=128, lr=2e-3, weight_decay=1e-2, ema=0.998)
     ),
-    "personas/simsiam": _simsiam(
-        SIMSIAM, Recipe(steps=4000, batch=128, lr=1e-3, weight_decay=1e-2, ema=0.998)
-    ),
+    "personas/simsiam": _simsiam(SIMSIAM, Recipe(steps=4000, batch=128, lr=5e-4, ema=0.998)),
     "personas/perceptual": _perceptual(
         TRUNK, Recipe(steps=8000, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998)
     ),

@@ -37,7 +37,7 @@ def few_faces(monkeypatch):  # noqa: ANN001, ANN201
 
 def test_views_are_repeatable_differ_and_keep_the_shape() -> None:
     x = personas.load("test", 6)[0]
-    for view in (features.light_view, features.simsiam_view):
+    for view in (features.light_view, features.simsiam_view, features.trunk_view):
         a, b, c = view(x, seeded()), view(x, seeded()), view(x, seeded(1))
         assert a.shape == x.shape and torch.equal(a, b) and not torch.equal(a, c) and a.isfinite().all()
         assert (a - x).abs().mean() < 1, "still the same kind of picture"
@@ -222,6 +222,26 @@ def test_spread_tells_collapse_from_a_full_sphere() -> None:
     assert 0 < followed == float(model.spread), "followed in training only"
 
 
+def test_the_predictor_learns_faster(tmp_path) -> None:  # noqa: ANN001
+    """The pace of a parameter group multiplies the learning rate in the loop: Adam's first step is that long."""
+    from cfx_lib.train.loop import Recipe, fit
+
+    model = small_simsiam()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert {p for g in model.parameter_groups() for p in g["params"]} == set(model.parameters())
+    recipe = Recipe(steps=1, batch=8, lr=1e-4, warmup=1, ema=0.0, precision="fp32", cpu=True)
+
+    def draw(generator: torch.Generator, size: int) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.randn(2, size, 3, 2, 2, generator=generator))
+
+    fit(model, draw, features.simsiam_loss, recipe, tmp_path)
+    step = {
+        k: float((v - before[k]).abs().max()) for k, v in model.state_dict().items() if k.endswith("weight")
+    }
+    assert step["encoder.1.weight"] == pytest.approx(1e-4, rel=0.05)
+    assert step["predictor.3.weight"] == pytest.approx(features.PREDICTOR_PACE * 1e-4, rel=0.05)
+
+
 def test_two_views_are_of_one_face(few_faces) -> None:  # noqa: ANN001
     draw = features.two_views()
     first, second = draw(seeded(), 8)
@@ -297,6 +317,8 @@ def test_fitted_weights_are_not_negative_and_rank_better() -> None:
     far[:, 1] = near[:, 1] * 0.5
     weights = perceptual.fit_weights(near, far)
     assert (weights >= 0).all() and weights[1] == 0 and weights[0] > weights[2]
+    even = perceptual.fit_weights(near, far, even=100.0)
+    assert (even - 1).abs().max() < 0.1, "a strong penalty keeps them uniform"
     assert float(weights.mean()) == pytest.approx(1, rel=1e-5)
     uniform = torch.ones(3)
     reached = [float(perceptual.choices(near @ w, far @ w).mean()) for w in (weights, uniform)]
@@ -359,6 +381,13 @@ def test_the_same_person_changed(kind: str) -> None:
     assert moved == expected[feature_cards.CHANGES.index(kind)]
     if "eyewear" in moved:
         assert (other["eyewear"] != factors["eyewear"]).all()
+
+
+def test_effective_rank_counts_dimensions() -> None:
+    z = torch.randn(4000, 3, generator=seeded())
+    assert feature_cards.effective_rank(z) == pytest.approx(3, abs=0.05)
+    assert feature_cards.effective_rank(z @ torch.eye(3, 9)) == pytest.approx(3, abs=0.05)
+    assert feature_cards.effective_rank(z[:, :1] @ torch.ones(1, 5)) == pytest.approx(1, abs=0.01)
 
 
 def test_nearest_neighbours_and_the_linear_probe_read_what_is_there() -> None:
