@@ -806,10 +806,10 @@ say(
 )
 
 # %% [markdown]
-# **Right**: FID is high for pictures that are not of this world. **Fooled**: by doing nothing. The thesis (Sect. 2.2.2)
-# and DVCE (Sect. 4.1) say so themselves; DVCE avoids it by crossing classes, the thesis by splitting. Five sets of
-# "explanations" for the same faces: an honest edit (the mouth moved to the other side), a copy, the same faces *dealt out
-# again at random*, noise, a blur.
+# **Right**: FID is high for pictures that are not of this world, such as a blur. **Fooled**: by doing nothing. The thesis
+# (Sect. 2.2.2) and DVCE (Sect. 4.1) say so themselves; DVCE avoids it by crossing classes, the thesis by splitting. Five
+# sets of "explanations" for the same faces: an honest edit (the mouth moved to the other side), a copy, the same faces
+# *dealt out again at random*, noise, a blur.
 #
 # > **Predict first.** FID compares sets. What will it say of the faces that were dealt out again?
 
@@ -821,7 +821,7 @@ sets = {
     "a copy": some.clone(),
     "dealt out again": some[torch.randperm(SET, generator=gen)],
     "noise": (some + 0.15 * torch.randn(some.shape, generator=gen)).clamp(-1, 1),
-    "a blur": F.avg_pool2d(some, 3, stride=1, padding=1, count_include_pad=False),
+    "a blur": F.avg_pool2d(some, 5, stride=1, padding=2, count_include_pad=False),
 }
 plots.image_rows(
     {"input": some[:6]} | {name: images[:6] for name, images in sets.items()}, title="Five answers"
@@ -866,7 +866,7 @@ realism_rows = [
         "fid": realism.fid(some, images, features=trunk),
         "mine_split": sum(split_fid(features[:SET], seen[name], order, between) for order in orders)
         / len(orders),
-        "sfid": realism.sfid(some, images, features=trunk, splits=5),
+        "sfid": realism.sfid(some, images, features=trunk, splits=3),
         "crossover": realism.crossover_fid(
             some, images, groups=({0}, {1}), source=some_class, target=1 - some_class, features=trunk
         ),
@@ -897,11 +897,6 @@ claim(
     "FID of an honest edit is above 0: FID prefers the copy",
     "DVCE, Sect. 4.1",
     less(0.0, by_answer["an honest edit"]["fid"]),
-)
-claim(
-    "FID, through features that learnt not to mind noise, prefers noise to an honest edit",
-    "this course",
-    less(by_answer["noise"]["fid"], by_answer["an honest edit"]["fid"]),
 )
 claim(
     "FID tells a blur from an honest edit",
