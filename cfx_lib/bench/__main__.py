@@ -5,6 +5,7 @@ python -m cfx_lib.bench notebooks inner      some of: dime, inner, notebooks
 python -m cfx_lib.bench inner --images 64    more faces for the comparison of the inner chains
 python -m cfx_lib.bench --save               also keep each table as data/results/bench-NAME.json
 python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, metrics)
+python -m cfx_lib.bench evaluate FOLDER      every metric for explanations that CFResult.save wrote
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["study"]:
         return study(arguments[1:])
+    if arguments[:1] == ["evaluate"]:
+        from cfx_lib.bench import command
+
+        return command.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m cfx_lib.bench", description="Print the speed figures of this machine."
     )

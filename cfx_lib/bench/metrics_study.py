@@ -420,7 +420,7 @@ TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (ro
     "metrics_methods": (methods_table, 64),
     "metrics_agreement": (agreement_table, 64),
     "metrics_ranks": (ranks_table, 64),
-    "metrics_shortcut": (shortcut, 64),
+    "metrics_shortcut": (shortcut, 32),
     "metrics_diversity": (diversity, 8),
     "metrics_fid": (fid_table, 1000),
 }
