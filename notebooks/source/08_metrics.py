@@ -67,7 +67,7 @@ from cfx_lib.worlds import personas
 warnings.filterwarnings("ignore", message="IProgress not found")
 MODE = mode(MODE)
 # faces in the line-up, in the experiments with rendered edits, in the sets of FID, and explained by every method at the end
-N, MANY, SET, FACES = {"fast": (24, 64, 250, 2), "full": (64, 200, 500, 8), "paper": (64, 200, 500, 8)}[MODE]
+N, MANY, SET, FACES = {"fast": (24, 64, 250, 3), "full": (64, 200, 500, 8), "paper": (64, 200, 500, 8)}[MODE]
 alone = {"progress": False}
 claim = Ledger()  # keeps one verdict after the other for the table at the end, and says it
 board = {}  # measure -> (the values of the suspects, +1 if more is better or -1); for section 14
