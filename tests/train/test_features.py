@@ -445,7 +445,7 @@ def test_identity_verifies_persons() -> None:
 def test_simsiam_has_not_collapsed_and_reads_attributes() -> None:
     found = figures("simsiam")
     assert found["spread"] >= 0.5 * found["full_spread"] and found["full_spread"] == pytest.approx(128**-0.5)
-    assert found["knn"] > found["chance"] + 0.05  # random weights read drawings as well: the card says so
+    assert found["knn"] > found["chance"] + 0.1  # random weights do as well: the card says so
     assert found["slight"]["mirrored"]["cosine"] > 0.95 > 0.5 > found["cosine_others"], "what it was taught"
     with torch.no_grad():
         z = zoo.load("personas/simsiam")(personas.load("test", 200)[0])
