@@ -42,9 +42,9 @@ help:
 venv: $(STAMP)
 
 $(STAMP):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5))' || { \
 	  found=$$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || true); \
-	  echo "cfx_lib needs Python 3.11 or newer; '$(PYTHON)' is $${found:-not found}." >&2; \
+	  echo "cfx_lib needs Python 3.11.5 or newer; '$(PYTHON)' is $${found:-not found}." >&2; \
 	  echo "Install one and name it, for example: make lab PYTHON=python3.12" >&2; exit 1; }
 	@echo "building the environment in $(VENV) (a few minutes, once) ..."
 	@rm -rf "$(VENV)"

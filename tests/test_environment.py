@@ -159,7 +159,7 @@ def test_unsuitable_python_is_refused_before_anything_is_removed(tmp_path):
     for python, said in ((old, "Python 3.9.2"), (tmp_path / "nowhere", "not found")):
         refused = make("venv", f"PYTHON={python}", f"VENV={kept}")
         assert refused.returncode != 0 and kept.is_dir()
-        assert "needs Python 3.11 or newer" in refused.stderr and said in refused.stderr
+        assert "needs Python 3.11.5 or newer" in refused.stderr and said in refused.stderr
 
 
 def test_built_environment_is_not_built_again():
