@@ -1785,6 +1785,11 @@ if s3_fr:
         "LDCE, Sect. 4",
         less(value(s3_fr, "spearman", source="here, all faces"), 0.0),
     )
+    claim(
+        f"... and as strongly as there (within 0.2 of {PAPER_SPEARMAN})",
+        "LDCE, Sect. 4",
+        near(value(s3_fr, "spearman", source="here, all faces"), PAPER_SPEARMAN, within=0.2),
+    )
 
 # %% [markdown]
 # What does it mean? The coefficient is negative: *the more an explanation resembles its input, the less often it flips.*
