@@ -1790,11 +1790,6 @@ if s3_fr:
     claim(
         "... and about as strongly (within 0.2)", "LDCE, Sect. 4", near(measured, PAPER_SPEARMAN, within=0.2)
     )
-    claim(
-        f"... and as strongly as there (within 0.2 of {PAPER_SPEARMAN})",
-        "LDCE, Sect. 4",
-        near(value(s3_fr, "spearman", source="here, all faces"), PAPER_SPEARMAN, within=0.2),
-    )
 
 # %% [markdown]
 # What does it mean? The coefficient is negative: *the more an explanation resembles its input, the less often it flips.*
