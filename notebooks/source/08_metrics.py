@@ -534,9 +534,9 @@ claim(
 # shapes. Which $p$ you choose decides whether a method that redraws everything a little, or one that redraws a mouth
 # wholly, comes out as closer.
 #
-# **And a trap that all measures share.** The papers count closeness, FID, MNAC and the like over the *successful*
-# explanations alone (thesis, Sect. 3.4.3). That is sensible, since a copy would win otherwise. But then it pays to answer
-# only where answering is easy:
+# **And a trap that all measures share.** The thesis counts FID, FVA and MNAC over the *successful* explanations alone
+# (Sect. 3.4.3). That is sensible, since a copy would win otherwise. But then it pays to answer only where answering is
+# easy. With $L_1$:
 
 # %%
 strength = metrics.lp_distance(x, x_true, p=1)
@@ -697,6 +697,11 @@ claim(
     "FS takes glasses and age on top of the mouth for less of a change than other hair alone",
     "this course",
     less(blind_rows[2]["fs"], blind_rows[1]["fs"]),
+)
+say(
+    f"S³ was told nothing about persons, and does not overlook them: {blind_rows[1]['s3'].mean:.2f} with glasses and "
+    f"age, {blind_rows[2]['s3'].mean:.2f} with dyed hair. But of the mouth, which is what was asked for, it hardly "
+    f"notices anything either ({blind_rows[0]['s3'].mean:.2f})."
 )
 
 # %% [markdown]
@@ -2091,10 +2096,11 @@ if overall:
     if related:
         say(
             f"**A relative of the truth.** {LABEL[first['metric']]} has something in common with one of the truths by "
-            f"construction ({related}). Leaving out all such pairs, it has {without_relatives(first['metric']):.2f} "
-            f"and is number {free.index(first) + 1} of {len(free)}; the first three are then "
+            f"construction ({related}). Leaving out all such pairs, for every measure, it has "
+            f"{without_relatives(first['metric']):.2f} and is number {free.index(first) + 1} of {len(free)}; the "
+            "first three are then "
             + ", ".join(f"{LABEL[r['metric']]} ({without_relatives(r['metric']):.2f})" for r in free[:3])
-            + "."
+            + ". (Means of one to three truths, so not quite comparable, and without intervals: a caution, not a second ranking.)"
         )
     claim(
         f"{LABEL[first['metric']]}, the measure that agrees best with the truth, is ahead of the second, {LABEL[second['metric']]}",
@@ -2207,8 +2213,8 @@ results.show_table(reach, digits=4)
 # - **Covariances.** They are divided by $n-1$; divided by $n$ instead, as a plain mean of squares, they come out smaller
 #   by the factor $(n-1)/n$, which matters with few images. With fewer images than features they are singular, and general
 #   eigenvalues of their product lose digits; the library takes singular values instead (below).
-# - **Who counts.** FID, FVA, FS, MNAC and CD over successful counterfactuals; $\sigma_L$ and COUT over all. Tables seldom
-#   say so.
+# - **Who counts.** FID, FVA, FS, MNAC and CD over successful counterfactuals, $\sigma_L$ over all; COUT, here, over all.
+#   Tables seldom say so.
 # - **IM2's norm.** The thesis prints $\lVert x\rVert$ without saying which; the paper it cites has the 1-norm. On images
 #   in $[-1,1]$ a grey image would have the norm 0; the library measures brightness in $[0,1]$.
 # - **LPIPS prints its weights inside the norm and multiplies them outside**: the released $w_l$ are the squares of those
