@@ -759,6 +759,13 @@ for name, metric, direction in (
     board[name] = ({who: metric(x, images) for who, images in line_up.items()}, direction)
 
 # %% [markdown]
+# The line-up under all measures of closeness. Who is nearest, once the copy is out of competition?
+
+# %%
+CLOSE = ("L1", "L2", "LPIPS", "S³", "FS", "FVA")
+results.show_table([{"suspect": who} | {m: of(m, who) for m in CLOSE} for who in line_up])
+
+# %% [markdown]
 # ## 6 · Realism: FID, and why it was split
 #
 # Is an explanation a picture of this world at all? The **Fréchet inception distance** (Heusel et al. 2017; LDCE, Eq. 22)
