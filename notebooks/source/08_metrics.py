@@ -642,7 +642,7 @@ for name, other in (("a shift", 1), ("noise", 2)):
 # the faces that are young and have hair enough to see its colour.
 
 # %%
-hair = ~torch.from_numpy(np.isin(facts["hair"], ("bald", "beanie")))
+hair = ~torch.from_numpy(np.isin(facts["hair"], ("bald", "beanie", "buzzcut")))
 shows = hair & torch.from_numpy(facts["age"] < 0.4)  # young enough and with hair enough to see its colour
 aged_factors = personas.intervene(
     facts,
