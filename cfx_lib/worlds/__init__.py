@@ -1,4 +1,4 @@
-"""Where images come from: `worlds.personas`, `worlds.fashion`, `worlds.folders`; and which classes
+"""Where images come from: `worlds.personas`, `worlds.avatars`, `worlds.fashion`, `worlds.folders`; and which classes
 to ask for, `worlds.targets`. Imported when first used."""
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cfx_lib.worlds import fashion, folders, personas, targets
+    from cfx_lib.worlds import avatars, fashion, folders, personas, targets
 
-__all__ = ["fashion", "folders", "personas", "targets"]
+__all__ = ["avatars", "fashion", "folders", "personas", "targets"]
 
 
 def __getattr__(name: str) -> Any:

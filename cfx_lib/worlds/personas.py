@@ -11,7 +11,6 @@ The drawings are the style *Personas by Draftbit* (CC BY 4.0) of DiceBear; mouth
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from cfx_lib.worlds.drawings import render_chunks, render_svg
 
 SIZE = 64  # pixels
 CONTINUOUS = {"smile": (-1.0, 1.0), "age": (0.0, 1.0)}
@@ -329,15 +330,11 @@ def _svg(f: Mapping[str, float | str]) -> str:
 
 def render_uint8(factors: Factors, progress: bool = False) -> np.ndarray:
     """Render faces as (N, 64, 64, 3) uint8, the form in which they are stored."""
-    from PIL import Image
-    from resvg_py import svg_to_bytes
     from tqdm.auto import trange
 
     out = np.empty((len(factors), SIZE, SIZE, 3), np.uint8)
     for k in trange(len(factors), desc="rendering", disable=not progress, leave=False):
-        svg = _svg({name: factors[name][k] for name in FACTORS})
-        png = svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
-        out[k] = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
+        out[k] = render_svg(_svg({name: factors[name][k] for name in FACTORS}), SIZE)
     return out
 
 
@@ -406,26 +403,15 @@ def load_uint8(split: str, n: int | None = None, *, progress: bool = True) -> tu
     return _render_cached(split, factors, progress), factors
 
 
-def _render_cached(split: str, factors: Factors, progress: bool, chunk: int = 500) -> np.ndarray:
-    """Render in chunks of 500 that are each written whole, so that an interrupted rendering goes on where it was."""
-    from tqdm.auto import tqdm
+def _render_cached(split: str, factors: Factors, progress: bool) -> np.ndarray:
+    folder, total = cache_dir() / f"{split}-{_version(split)}", SPLIT_SIZES[split]
 
-    folder = cache_dir() / f"{split}-{_version(split)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    parts, total = [], SPLIT_SIZES[split]
-    everyone = None
-    starts = range(0, len(factors), chunk)
-    for start in tqdm(starts, desc=f"personas/{split}", disable=not progress, leave=False):
-        path = folder / f"{start:06d}.npy"
-        if not path.exists():
-            if everyone is None:  # a chunk is stored whole, also where only some of its faces are asked for
-                everyone = sample(total, SPLIT_SEEDS[split], _population(split))
-            partial = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-            with open(partial, "wb") as file:
-                np.save(file, render_uint8(everyone[start : start + chunk]))
-            partial.replace(path)
-        parts.append(np.load(path, allow_pickle=False))
-    return np.concatenate(parts)[: len(factors)]
+    def draw(
+        rows: slice,
+    ) -> np.ndarray:  # a chunk is stored whole, also where only some of its faces are asked for
+        return render_uint8(sample(total, SPLIT_SEEDS[split], _population(split))[rows])
+
+    return render_chunks(folder, len(factors), total, draw, f"personas/{split}" if progress else None)
 
 
 def _population(split: str) -> str:
