@@ -31,7 +31,9 @@ class Recorded(nn.Module):
 
     @staticmethod
     def load(tensors, name, *sizes, stride=1):
-        net = nn.ModuleDict({f"conv{k}": nn.Conv2d(*s, 3, stride, 1) for k, s in enumerate(sizes, 1)}).double()
+        net = nn.ModuleDict(
+            {f"conv{k}": nn.Conv2d(*s, 3, stride, 1) for k, s in enumerate(sizes, 1)}
+        ).double()
         net.load_state_dict({k: v for k, v in submodel(tensors, name).items() if k.startswith("conv")})
         return net
 
