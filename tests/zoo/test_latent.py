@@ -233,10 +233,7 @@ def test_parts_that_do_not_fit_are_refused():
 
 
 def test_other_pipelines_are_refused():
-    unet = UNet2DModel(
-        sample_size=8, block_out_channels=(4,), norm_num_groups=2, down_block_types=("DownBlock2D",)
-    )
-    pipeline = DDPMPipeline(unet, DDPMScheduler())
+    pipeline = DDPMPipeline(denoiser(), DDPMScheduler())
     with pytest.raises(
         ValueError, match="the model is a DDPMPipeline; expected a StableDiffusionPipeline or"
     ):
