@@ -154,10 +154,9 @@ class LDCE(base.Presets):
             already = base.already_there(logits_before, target)
             z = model.encode(x)
             noise = torch.cat([source.bind(x).draw(z) for source in noises])
-            z, x, target, condition, logits_before, already = (
-                many.repeat(k, *[1] * (many.ndim - 1))
-                for many in (z, x, target, condition, logits_before, already)
-            )
+            once = (z, x, target, condition, logits_before, already)
+            many = (part.repeat(k, *[1] * (part.ndim - 1)) for part in once)
+            z, x, target, condition, logits_before, already = many
             bad = {name: torch.zeros_like(target) for name in ("target", "consensus", "distance")}
             steps = [] if record else None
             conditions = (model.unconditional(len(x)), condition)
@@ -182,10 +181,8 @@ class LDCE(base.Presets):
         z = alpha**0.5 * z + (1 - alpha) ** 0.5 * run.noise  # line 3, Eq. 2
         for i in tqdm(reversed(range(self.start)), "LDCE", self.start, leave=False, disable=not progress):
             t, alpha, alpha_next = int(timesteps[i]), chain[i + 1], chain[i]
-            seen, at = (z, run.x, run.target), (t, alpha)
-            s = latent_scores(
-                run.networks, run.conditions, seen, at, self.distance, self.clip
-            )  # lines 5 to 7
+            seen = (z, run.x, run.target)  # lines 5 to 7:
+            s = latent_scores(run.networks, run.conditions, seen, (t, alpha), self.distance, self.clip)
             implicit = s.eps_c - s.eps_uc  # Eq. 7
             angles = consensus_angles(s.cls_score, implicit, self.patch)  # line 8, Eq. 10
             score = s.cls_score
