@@ -29,6 +29,7 @@ from .prompts import Prompts, class_prompts, conditions_of
 from .seeds import split_result
 
 __all__ = ["LDCE", "class_prompts", "consensus", "consensus_angles", "consensus_mask", "random_share"]
+Seeds = int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -120,13 +121,7 @@ class LDCE(base.Presets):
         return self._run(x, target, [noise or Noise(seed)], record, progress)[0]
 
     def explain_many(
-        self,
-        x: Tensor,
-        target: Tensor,
-        *,
-        seeds: int | Sequence[int] = 4,
-        record: bool = False,
-        progress: bool = True,
+        self, x: Tensor, target: Tensor, *, seeds: Seeds = 4, record: bool = False, progress: bool = True
     ) -> list[CFResult]:
         """Several counterfactuals of each image (App. G), computed in one batch: one result a seed, as `explain` gives it.
 
@@ -158,8 +153,7 @@ class LDCE(base.Presets):
             many = (part.repeat(k, *[1] * (part.ndim - 1)) for part in once)
             z, x, target, condition, logits_before, already = many
             bad = {name: torch.zeros_like(target) for name in ("target", "consensus", "distance")}
-            steps = [] if record else None
-            conditions = (model.unconditional(len(x)), condition)
+            conditions, steps = (model.unconditional(len(x)), condition), [] if record else None
             run = _Run(x, target, noise, networks, conditions, steps, [], [], bad)
             z = self._sample(run, z, progress)
             x_cf = model.decode(z).clamp(-1, 1).to(x)  # line 13
