@@ -33,3 +33,10 @@ def test_dvce_and_its_baselines_are_exported():
     names = {"DVCE": DVCE, "SVCE": SVCE, "BlendedDiffusion": BlendedDiffusion}
     assert all(name in dir(cfx_lib) and method.__name__ == name for name, method in names.items())
     assert baselines.SVCE is SVCE and baselines.BlendedDiffusion is BlendedDiffusion
+
+
+def test_ldce_is_exported():
+    from cfx_lib import LDCE
+
+    assert LDCE.__name__ == "LDCE" and "LDCE" in dir(cfx_lib)
+    assert {"LatentDiffusion", "latent_diffusion"} <= set(dir(cfx_lib.zoo))

@@ -6,15 +6,35 @@ import pytest
 import torch
 from toys import Brightness, Untouched, bright, images
 
-from cfx_lib import ACE, DVCE, PGD, SVCE, BlendedDiffusion, DiME
+from cfx_lib import ACE, DVCE, LDCE, PGD, SVCE, BlendedDiffusion, DiME
 
 WITH_DENOISER = {
     DiME: {"start": 6, "lambda_p": 0.0},
     ACE: {"start": 3},
     DVCE: {"start": 6},
     BlendedDiffusion: {"start": 6, "perceptual": False},
+    LDCE: {"start": 6},
 }
 GUIDED_ALONE = (PGD, SVCE)
+
+
+class UntouchedLatents:
+    """A latent diffusion model of 8x8 colour images, conditioned on the target class, that must not be reached."""
+
+    kind, factor, image_size, image_channels = "class", 2, 8, 3
+    alphas_cumprod = torch.linspace(0.99, 0.01, 100, dtype=torch.float64)
+
+    def condition(self, labels):
+        return labels
+
+    def unconditional(self, n):
+        return torch.zeros(n, dtype=torch.long)
+
+    def encode(self, x):
+        raise AssertionError("the denoiser was called")
+
+    decode = eps = encode
+
 
 WRONG = [
     (images()[0], bright(), r"shape \(3, 8, 8\); expected a float32 tensor \(N, C, H, W\)"),
@@ -37,7 +57,11 @@ def make(method, **changes):
     settings = {"classifier": Brightness()}
     if method in WITH_DENOISER:
         settings |= {"denoiser": Untouched(), "steps": 20, **WITH_DENOISER[method]}
-    return method(**settings | changes)
+    settings |= changes
+    if method is LDCE:
+        given = settings.pop("denoiser")
+        settings["model"] = UntouchedLatents() if isinstance(given, Untouched) else given
+    return method(**settings)
 
 
 def name_of(method):
@@ -62,7 +86,7 @@ def test_images_that_the_denoiser_cannot_take_are_refused(method, x, target, mes
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"steps": 101}, "the denoiser was trained with 100"),
+        ({"steps": 101}, "was trained with 100"),
         ({"denoiser": lambda x, t: x}, "without a schedule"),
         ({"classifier": lambda x: x.mean((1, 2, 3))}, "single logit"),
     ],
