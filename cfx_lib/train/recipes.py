@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfx_lib.train import classifier, ddpm, fashion, features, perceptual, robust
+from cfx_lib.train import classifier, ddpm, fashion, features, latent, perceptual, robust
 from cfx_lib.train.loop import BatchFn, LossFn, Recipe, fit
+from cfx_lib.worlds import avatars, folders, personas
 from cfx_lib.worlds import fashion as photographs
-from cfx_lib.worlds import folders, personas
 from cfx_lib.zoo.checksums import data_dir, update
 
 DENSENET = ("densenet121", {"growth_rate": 16})  # the papers' network, narrow
@@ -81,7 +81,7 @@ class Job:
     """A model to train: ``run`` fits it, stores the weights and writes the card.
 
     ``ready`` raises, before any computing starts, for what would fail only afterwards (a network or a library that the card
-    needs, a data set that is not on this machine).
+    needs, a data set that is not on this machine). ``home`` is where the weights go if not to data/weights/NAME.
     """
 
     recipe: Recipe
@@ -92,13 +92,14 @@ class Job:
     card: Callable[..., None]
     facts: dict = field(default_factory=dict)
     ready: Callable[[], object] = lambda: None
+    home: Callable[[], Path] | None = None
 
     def run(self, name: str, work: Path, out: Path | None) -> None:
         self.ready()
         torch.manual_seed(self.recipe.seed)
         model, curve = fit(self.model(), self.batches(), self.loss(), self.recipe, work)
         if out is None:
-            out = data_dir() / "weights" / name
+            out = data_dir() / "weights" / name if self.home is None else self.home()
         self.store(model, out)
         self.card(name, out, self, curve)
         if out.is_relative_to(data_dir()):
@@ -474,6 +475,38 @@ def _autoencoders(config: dict, recipe: Recipe) -> Callable[[], Job]:
     return build
 
 
+def _avatars_data(split: str = "train") -> dict:
+    sources = "; ".join(
+        f"*{title}* by {author}, {licence}" for title, author, licence in avatars.SOURCES.values()
+    )
+    return {
+        "data": f"{avatars.SPLIT_SIZES[split]:,} avatars (split {split}) in {len(avatars.STYLES)} styles",
+        "rights": f"Licence: MIT; the drawings that it learned from: {sources}.",
+    }
+
+
+def _avatars_autoencoder() -> Job:
+    from cfx_lib.train.latent_cards import codec_card
+
+    return Job(
+        Recipe(
+            steps=5500,
+            batch=32,
+            lr=1.5e-3,
+            decay_from=0.4,
+            ema=0.998,
+            objective="reconstructing avatars/train",
+        ),
+        latent.Codec,
+        lambda: latent.images(avatars.load_uint8("train")[0]),
+        latent.codec_loss,
+        latent.store_codec,
+        codec_card,
+        _avatars_data(),
+        home=latent.codec_folder,
+    )
+
+
 _EXPLAINED = ("smile", "old")
 _SHORT = Recipe(steps=2200, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.995)
 
@@ -503,6 +536,7 @@ RECIPES: dict[str, Callable[[], Job]] = {
         TRUNK, Recipe(steps=8000, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998)
     ),
     "personas/autoencoders": _autoencoders(AUTOENCODER, Recipe(steps=6000, batch=64, lr=2e-3, ema=0.998)),
+    "avatars/autoencoder": _avatars_autoencoder,
     "fashion/ddpm": _fashion_ddpm,
     "fashion/resnet": _fashion_classifier(
         RESNET, Recipe(steps=5000, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998)
