@@ -492,7 +492,7 @@ def _avatars_autoencoder() -> Job:
         Recipe(
             steps=5500,
             batch=32,
-            lr=1.5e-3,
+            lr=1e-3,
             decay_from=0.4,
             ema=0.998,
             objective="reconstructing avatars/train",
