@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,3 +104,223 @@ def codec_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 1000)
     )
     what = "Autoencoder of avatars, 64x64x3 to 16x16x4, a plain `AutoencoderKL`."
     _write(name, out, job, curve, what, text, figures)
+
+
+# ------------------------------------------------------------------------------------------------ samples
+
+ASKED = ("smile", "glasses", "hat", "beard")
+AS_PERSONAS = {"glasses": "eyeglasses"}  # the attribute's name in the world of personas
+STEPS, GUIDANCE = 30, 3.0
+
+
+@torch.no_grad()
+def text_samples(
+    pipeline,  # noqa: ANN001
+    prompts: Sequence[str],
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+    batch: int = 50,
+) -> Tensor:
+    """One image (N, 3, 64, 64) in [-1, 1] a prompt, by the `StableDiffusionPipeline` itself; image k has noise seed + k."""
+    pipeline.set_progress_bar_config(disable=True)
+    out = []
+    for start in range(0, len(prompts), batch):
+        texts = list(prompts[start : start + batch])
+        noise = [torch.Generator().manual_seed(seed + start + k) for k in range(len(texts))]
+        drawn = pipeline(
+            texts, num_inference_steps=steps, guidance_scale=guidance, generator=noise, output_type="pt"
+        )
+        out.append(2 * drawn.images - 1)
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def class_samples(
+    pipeline,  # noqa: ANN001
+    classes: Tensor,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+    batch: int = 100,
+) -> Tensor:
+    """One image (N, 3, 64, 64) in [-1, 1] a class (N,), by DDIM with classifier-free guidance; image k has noise seed + k.
+
+    `DiTPipeline` does the same, but for its null class, which is written into it as ImageNet's 1000.
+    """
+    net, vae, scheduler = pipeline.transformer, pipeline.vae, pipeline.scheduler
+    null, shape, out = (
+        net.config.num_embeds_ada_norm,
+        (net.config.in_channels, *[net.config.sample_size] * 2),
+        [],
+    )
+    for start in range(0, len(classes), batch):
+        asked = classes[start : start + batch]
+        noise = [torch.Generator().manual_seed(seed + start + k) for k in range(len(asked))]
+        z = torch.stack([torch.randn(shape, generator=g) for g in noise])
+        both = torch.cat([asked, torch.full_like(asked, null)])
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            e = net(torch.cat([z, z]), timestep=t.expand(len(both)), class_labels=both).sample
+            with_class, without = e.chunk(2)
+            z = scheduler.step(without + guidance * (with_class - without), t, z).prev_sample
+        out.append(vae.decode(z / vae.config.scaling_factor).sample.clamp(-1, 1))
+    return torch.cat(out)
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of ``hits`` among ``n`` (Wilson 1927)."""
+    p, w = hits / n, z * z / n
+    middle, half = (p + w / 2) / (1 + w), z * (p * (1 - p) / n + w / n / 4) ** 0.5 / (1 + w)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _share(read: Tensor) -> dict[str, float]:
+    hits, n = int(read.sum()), len(read)
+    low, high = wilson(hits, n)
+    return {"n": n, "share": hits / n, "low": low, "high": high}
+
+
+def guidance_figures(pipeline, n: int = 100, steps: int = STEPS, guidance: float = GUIDANCE) -> dict:  # noqa: ANN001
+    """How often what a prompt asks for is read in its sample: {oracle: {attribute: {"asked", "not asked"}}}.
+
+    avatars/oracle reads ``n`` samples an attribute over all styles that can draw it, personas/oracle ``n`` of the style
+    personas. "not asked": the same styles, prompted without any attribute. An oracle that is not there is left out.
+    """
+    from cfx_lib import zoo
+
+    figures: dict = {}
+    for name in ("personas/oracle", "avatars/oracle"):
+        if name not in zoo.names():
+            continue
+        oracle, figures[name] = zoo.load(name), {}
+        own = name == "personas/oracle"
+
+        def read(attribute: str, prompts: list[str], oracle=oracle, own=own) -> dict:  # noqa: ANN001
+            column = oracle.attributes.index(AS_PERSONAS.get(attribute, attribute) if own else attribute)
+            return _share(_outputs(oracle, text_samples(pipeline, prompts, steps, guidance))[:, column] > 0)
+
+        for attribute in ASKED:
+            styles = ("personas",) if own else avatars.styles_with(attribute)
+            chosen = [styles[k % len(styles)] for k in range(n)]
+            figures[name][attribute] = {
+                "asked": read(attribute, [avatars.prompt(s, **{attribute: True}) for s in chosen]),
+                "not asked": read(attribute, [avatars.prompt(s) for s in chosen[: max(1, n // 2)]]),
+            }
+    return figures
+
+
+def guidance_text(figures: dict, guidance: float = GUIDANCE, steps: int = STEPS) -> str:
+    """The figures of :func:`guidance_figures` as the card has them."""
+    rows = [
+        [oracle, attribute]
+        + [
+            f"{_percent(s['share'])} ({_percent(s['low'])} to {_percent(s['high'])}; n = {s['n']})"
+            for s in (pair["asked"], pair["not asked"])
+        ]
+        for oracle, table in figures.items()
+        for attribute, pair in table.items()
+    ]
+    return _table(["read by", "attribute", "prompted for", "prompted without"], rows) + (
+        f"\nGuidance scale {guidance:g}, {steps} DDIM steps; in brackets 95 % intervals (Wilson). personas/oracle reads samples of "
+        "the style personas, avatars/oracle those of all styles that can draw the attribute.\n"
+    )
+
+
+def labelled_grid(x: Tensor, labels: Sequence[str], path: Path, columns: int, scale: int = 2) -> None:
+    """Write images (N, 3, H, W) in [-1, 1] as one PNG, row by row, with a label (one a row) above each row."""
+    from PIL import Image, ImageDraw
+
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    side, line = scale * x.shape[-1], 16
+    sheet = Image.new("RGB", (columns * side, len(labels) * (side + line)), "white")
+    write = ImageDraw.Draw(sheet)
+    for k, picture in enumerate(pixels):
+        row, column = divmod(k, columns)
+        image = Image.fromarray(picture).resize((side, side), Image.NEAREST)
+        sheet.paste(image, (column * side, row * (side + line) + line))
+    for row, label in enumerate(labels):
+        write.text((3, row * (side + line) + 2), label, fill="black")
+    sheet.save(path, optimize=True)
+
+
+def text_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 100, steps: int = STEPS) -> None:
+    """Reconstruction of the autoencoder, obedience to prompts, size, grids of samples."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32)
+    codec = codec_figures(pipeline.vae)
+    obeyed = guidance_figures(pipeline, n, steps)
+    parts = {k: getattr(pipeline, k) for k in ("vae", "unet", "text_encoder")}
+    counts = {k: sum(p.numel() for p in part.parameters()) for k, part in parts.items()}
+    prompts = [avatars.prompt(style, smile=smile) for style in avatars.STYLES for smile in (True, False)]
+    prompts += [avatars.prompt("personas", **{a: True}) for a in ("glasses", "hat", "beard", "gray_hair")] + [
+        ""
+    ]
+    x = text_samples(pipeline, [p for p in prompts for _ in range(8)], steps, seed=1000)
+    labelled_grid(x, [p or "(the empty prompt)" for p in prompts], out / "samples.png", columns=8)
+    codec_grid(pipeline.vae, out / "reconstructions.png")
+    text = "### Prompts\n\n" + guidance_text(obeyed, steps=steps)
+    text += f"\n![8 samples a prompt, {steps} DDIM steps](samples.png)\n\n### Autoencoder\n\n" + codec_text(
+        codec
+    )
+    text += (
+        "\n![Test avatars, their reconstructions, three times the difference](reconstructions.png)\n\n### Size\n\n"
+        + ", ".join(f"{k} {v:,}" for k, v in counts.items())
+        + " parameters. Token embeddings that never occurred in training are zero: "
+        f"{int((pipeline.text_encoder.get_input_embeddings().weight == 0).all(1).sum())} of {len(pipeline.tokenizer)}.\n"
+    )
+    what = (
+        "Text-to-image latent diffusion of avatars, 64x64 RGB: a complete `StableDiffusionPipeline` (epsilon prediction, "
+        "trained from scratch with its text encoder)."
+    )
+    _write(name, out, job, curve, what, text, {"codec": codec, "prompts": obeyed, "parameters": counts})
+
+
+def class_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 320, steps: int = STEPS) -> None:
+    """How often a class's mood and glasses are read in its samples, size, a grid of all classes."""
+    from diffusers import DiTPipeline
+
+    pipeline = DiTPipeline.from_pretrained(out, torch_dtype=torch.float32)
+    figures = class_figures(pipeline, n, steps)
+    figures["parameters"] = sum(p.numel() for p in pipeline.transformer.parameters())
+    rows = [
+        [
+            oracle,
+            what,
+            f"{_percent(s['share'])} ({_percent(s['low'])} to {_percent(s['high'])}; n = {s['n']})",
+        ]
+        for oracle, table in figures["classes"].items()
+        for what, s in table.items()
+    ]
+    x = class_samples(pipeline, torch.arange(len(avatars.CLASSES)).repeat_interleave(8), steps, seed=1000)
+    labelled_grid(x, avatars.CLASSES, out / "samples.png", columns=8)
+    text = _table(["read by", "what", "as in the class"], rows) + (
+        f"\nGuidance scale {GUIDANCE:g}, {steps} DDIM steps; in brackets 95 % intervals (Wilson). personas/oracle reads the "
+        "samples of the style personas, avatars/oracle those of all styles.\n\n"
+        f"{figures['parameters']:,} parameters beside the autoencoder, which is that of avatars/sd.\n\n"
+        f"![8 samples a class, {steps} DDIM steps](samples.png)\n"
+    )
+    what = (
+        f"Class-conditional latent diffusion transformer of avatars: a `DiTPipeline` with {len(avatars.CLASSES)} classes; class "
+        f"{len(avatars.CLASSES)} stands for none."
+    )
+    _write(name, out, job, curve, what, text, figures)
+
+
+def class_figures(pipeline, n: int = 320, steps: int = STEPS, guidance: float = GUIDANCE) -> dict:  # noqa: ANN001
+    """{"classes": {oracle: {"smile", "glasses": the share of ``n`` samples in which they are as in the class}}}."""
+    from cfx_lib import zoo
+
+    figures: dict = {"classes": {}}
+    for name in ("personas/oracle", "avatars/oracle"):
+        if name not in zoo.names():
+            continue
+        oracle, own = zoo.load(name), name == "personas/oracle"
+        classes = torch.arange(n) % (4 if own else len(avatars.CLASSES))
+        classes = classes + (4 * avatars.STYLES.index("personas") if own else 0)
+        read = _outputs(oracle, class_samples(pipeline, classes, steps, guidance)) > 0
+        asked = {"smile": classes % 4 // 2 == 1, "glasses": classes % 2 == 1}
+        columns = {a: oracle.attributes.index(AS_PERSONAS.get(a, a) if own else a) for a in asked}
+        figures["classes"][name] = {a: _share(read[:, columns[a]] == asked[a]) for a in asked}
+    return figures

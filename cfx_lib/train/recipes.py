@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfx_lib.train import classifier, ddpm, fashion, features, latent, perceptual, robust
+from cfx_lib.train import classifier, ddpm, fashion, features, latent, perceptual, robust, tokens
 from cfx_lib.train.loop import BatchFn, LossFn, Recipe, fit
 from cfx_lib.worlds import avatars, folders, personas
 from cfx_lib.worlds import fashion as photographs
@@ -507,6 +507,52 @@ def _avatars_autoencoder() -> Job:
     )
 
 
+def _avatars_sd() -> Job:
+    from cfx_lib.train.latent_cards import text_card
+
+    tokenizer = tokens.make_tokenizer(avatars.WORDS)
+
+    def batches() -> BatchFn:
+        mean, deviation = latent.latents(latent.load_codec())
+        ids = latent.phrasings(avatars.load_uint8("train")[1], tokenizer)
+        return latent.text_batches(mean, deviation, ids, tokens.token_ids(tokenizer, [""])[0])
+
+    return Job(
+        Recipe(
+            steps=10_500, batch=32, lr=1e-3, decay_from=0.5, objective="noise on avatars/train, from captions"
+        ),
+        lambda: latent.TextToImage(tokenizer),
+        batches,
+        lambda: latent.noise_loss(latent.make_scheduler().alphas_cumprod),
+        lambda model, out: latent.store_text_to_image(model, tokenizer, latent.load_codec(), out),
+        text_card,
+        _avatars_data(),
+        latent.load_codec,
+    )
+
+
+def _avatars_dit() -> Job:
+    from cfx_lib.train.latent_cards import class_card
+
+    def batches() -> BatchFn:
+        mean, deviation = latent.latents(latent.load_codec())
+        classes = avatars.class_ids(avatars.load_uint8("train")[1])
+        return latent.class_batches(mean, deviation, classes, len(avatars.CLASSES))
+
+    return Job(
+        Recipe(
+            steps=20_000, batch=64, lr=1e-3, decay_from=0.5, objective="noise on avatars/train, from classes"
+        ),
+        lambda: latent.ClassToImage(len(avatars.CLASSES)),
+        batches,
+        lambda: latent.noise_loss(latent.make_scheduler().alphas_cumprod),
+        lambda model, out: latent.store_class_to_image(model, avatars.CLASSES, latent.load_codec(), out),
+        class_card,
+        _avatars_data(),
+        latent.load_codec,
+    )
+
+
 _EXPLAINED = ("smile", "old")
 _SHORT = Recipe(steps=2200, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.995)
 
@@ -537,6 +583,8 @@ RECIPES: dict[str, Callable[[], Job]] = {
     ),
     "personas/autoencoders": _autoencoders(AUTOENCODER, Recipe(steps=6000, batch=64, lr=2e-3, ema=0.998)),
     "avatars/autoencoder": _avatars_autoencoder,
+    "avatars/sd": _avatars_sd,
+    "avatars/dit": _avatars_dit,
     "fashion/ddpm": _fashion_ddpm,
     "fashion/resnet": _fashion_classifier(
         RESNET, Recipe(steps=5000, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998)
