@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cfx_lib.train import tokens
+from cfx_lib.train import classifier, tokens
 from cfx_lib.train.loop import BatchFn, LossFn
 from cfx_lib.worlds import avatars, personas
 
@@ -374,3 +374,18 @@ def store_class_to_image(model: ClassToImage, classes: Sequence[str], vae: nn.Mo
     index = folder / "model_index.json"
     said = json.loads(index.read_text(encoding="utf-8")) | {"id2label": labels}
     index.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ oracle
+
+
+def labelled(uint8, labels: Tensor) -> BatchFn:  # noqa: ANN001
+    """Draw (images, labels (N, A) float, (N, 0)) batches with noise, shifts and colour changes, for `attribute_loss`."""
+
+    def draw(generator: torch.Generator, size: int) -> tuple[Tensor, ...]:
+        rows = torch.randint(len(uint8), (size,), generator=generator)
+        x = classifier.augment(personas.to_tensor(uint8[rows.numpy()]), generator)
+        y = labels[rows].float()
+        return x.contiguous(memory_format=torch.channels_last), y, y[:, :0]
+
+    return draw

@@ -53,6 +53,7 @@ CONVNEXT = (  # no layer scale: it is for deeper networks, and slow to start
 SMOOTH = {"stem_type": "deep", "replace_stem_pool": True, "act_layer": "silu"}
 ROBUST_FASHION = ("resnet18", {"in_chans": 1, "stem_width": 24, "channels": [48, 96, 192, 256], **SMOOTH})
 ROBUST_PERSONAS = ("resnet18", {"stem_width": 16, "channels": [32, 64, 128, 192], **SMOOTH})
+AVATARS_ORACLE = ("resnet10t", {"stem_width": 16, "channels": [24, 48, 96, 128]})
 
 # What metrics look through: one block a stage, 18 million multiplications a face.
 _SMALL = {"stem_width": 16}
@@ -553,6 +554,25 @@ def _avatars_dit() -> Job:
     )
 
 
+def _avatars_oracle() -> Job:
+    from cfx_lib.train.latent_cards import oracle_card
+
+    plain = _classifier("train", avatars.ATTRIBUTES, (), True, AVATARS_ORACLE, _SHORT)()
+
+    def batches() -> BatchFn:
+        uint8, drawn = avatars.load_uint8("train")
+        return latent.labelled(uint8, avatars.attributes(drawn))
+
+    recipe = Recipe(steps=7000, batch=64, lr=2e-3, weight_decay=2e-2, ema=0.998, seed=7)
+    return replace(
+        plain,
+        recipe=replace(recipe, objective="attributes on avatars/train, augmented"),
+        batches=batches,
+        card=oracle_card,
+        facts=plain.facts | _avatars_data(),
+    )
+
+
 _EXPLAINED = ("smile", "old")
 _SHORT = Recipe(steps=2200, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.995)
 
@@ -585,6 +605,7 @@ RECIPES: dict[str, Callable[[], Job]] = {
     "avatars/autoencoder": _avatars_autoencoder,
     "avatars/sd": _avatars_sd,
     "avatars/dit": _avatars_dit,
+    "avatars/oracle": _avatars_oracle,
     "fashion/ddpm": _fashion_ddpm,
     "fashion/resnet": _fashion_classifier(
         RESNET, Recipe(steps=5000, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998)
