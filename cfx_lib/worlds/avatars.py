@@ -93,7 +93,7 @@ def _pixel_art(f: Mapping[str, str], choose: Callable) -> dict:
         "hairVariant": [choose("hair")], "hairProbability": 0 if f["hair"] in ("bald", "beanie") else 100, "mouthVariant": [choose("mouth")],
         "hatProbability": 100 if f["hair"] == "beanie" else 0, "hatVariant": [choose("hat")], "hatColor": ["#a62116"], "accessoriesProbability": 0,
         "eyesVariant": ["variant01"], "eyesColor": ["#647b90"], "mouthColor": ["#de0f0d"], "clothesVariant": ["variant03"], "clothingColor": ["#428bca"],
-        "hairColor": [f["color"]], "skinColor": [f["tone"]], "glassesColor": ["#191919"], **_shared(f, choose, glasses="eyewear", beard="facial_hair"),
+        "hairColor": [f["color"]], "skinColor": [f["tone"]], "glassesColor": ["#191919"], "beardProbability": 0, **_shared(f, choose, glasses="eyewear"),
     }  # fmt: skip
 
 
@@ -155,7 +155,7 @@ DRAWINGS: dict[str, Drawing] = {
         hair={"bald": ["short01"], "buzzcut": ["short14"], "shortCombover": ["short01", "short16"], "long": ["long07"], "bobCut": ["long13"], "beanie": ["short01"]},
         mouth={"smiling": ["happy09", "happy12"], "frowning": ["sad01"]},
         eyewear={"eyeglasses": ["light05"], "sunglasses": ["dark02"]},
-        facial_hair={"beard": ["variant05"]},
+        facial_hair={},  # its beards are drawn as shadows that dark hair makes invisible
         parts=_pixel_art,
     ),
     "voxel-art": Drawing(
@@ -204,7 +204,8 @@ _NEAREST = {  # hair that a style has no component for -> what is drawn instead,
 
 def project(style: np.ndarray, factors: Factors) -> Factors:
     """The factors that the styles can show: hair, beards and eyewear without a component become the nearest one or none."""
-    columns = {name: factors[name].copy() for name in personas.FACTORS}
+    columns = {name: factors[name].copy() for name in personas.CONTINUOUS}
+    columns |= {name: factors[name].astype("<U16") for name in personas.DISCRETE}
     for name, drawing in DRAWINGS.items():
         rows = np.flatnonzero(style == name)
         for row in rows:
