@@ -244,12 +244,14 @@ def labelled_grid(x: Tensor, labels: Sequence[str], path: Path, columns: int, sc
     sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def text_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 100, steps: int = STEPS) -> None:
+def text_card(
+    name: str, out: Path, job: Job, curve: list[dict], n: int = 100, steps: int = STEPS, faces: int = 1000
+) -> None:
     """Reconstruction of the autoencoder, obedience to prompts, size, grids of samples."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32)
-    codec = codec_figures(pipeline.vae)
+    codec = codec_figures(pipeline.vae, faces)
     obeyed = guidance_figures(pipeline, n, steps)
     parts = {k: getattr(pipeline, k) for k in ("vae", "unet", "text_encoder")}
     counts = {k: sum(p.numel() for p in part.parameters()) for k, part in parts.items()}
