@@ -360,6 +360,8 @@ def store_text_to_image(model: TextToImage, tokenizer, vae: nn.Module, folder: P
         folder, safe_serialization=True
     )
     tokens.save_tokenizer(tokenizer, folder / "tokenizer")
+    # transformers loads in the type that the configuration names, diffusers in float32: name that
+    _edit(folder / "text_encoder" / "config.json", dtype="float32")
 
 
 def store_class_to_image(model: ClassToImage, classes: Sequence[str], vae: nn.Module, folder: Path) -> None:
@@ -371,9 +373,13 @@ def store_class_to_image(model: ClassToImage, classes: Sequence[str], vae: nn.Mo
     DiTPipeline(transformer, vae, make_scheduler(), id2label=labels).save_pretrained(
         folder, safe_serialization=True
     )
-    index = folder / "model_index.json"
-    said = json.loads(index.read_text(encoding="utf-8")) | {"id2label": labels}
-    index.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    _edit(folder / "model_index.json", id2label=labels)
+
+
+def _edit(path: Path, **changes: object) -> None:
+    """Set entries of a JSON file."""
+    said = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------ oracle

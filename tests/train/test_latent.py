@@ -157,7 +157,8 @@ def test_no_autoencoder_says_what_to_do(tmp_path) -> None:  # noqa: ANN001
 
 def test_autoencoder_stage(stage) -> None:  # noqa: ANN001
     """Trained, stored where the next stages look for it, its card written."""
-    job = short("avatars/autoencoder", model=partial(latent.Codec, **TINY_VAE))
+    card = partial(latent_cards.codec_card, n=24)
+    job = short("avatars/autoencoder", model=partial(latent.Codec, **TINY_VAE), card=card)
     job.run("avatars/autoencoder", stage / "work", None)
     out = latent.codec_folder()
     figures = json.loads((out / "figures.json").read_text())
