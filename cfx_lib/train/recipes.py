@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfx_lib.train import classifier, ddpm, fashion, features, perceptual, robust
+from cfx_lib.train import classifier, ddpm, fashion, features, latent, perceptual, robust, tokens
 from cfx_lib.train.loop import BatchFn, LossFn, Recipe, fit
+from cfx_lib.worlds import avatars, folders, personas
 from cfx_lib.worlds import fashion as photographs
-from cfx_lib.worlds import folders, personas
 from cfx_lib.zoo.checksums import data_dir, update
 
 DENSENET = ("densenet121", {"growth_rate": 16})  # the papers' network, narrow
@@ -53,6 +53,7 @@ CONVNEXT = (  # no layer scale: it is for deeper networks, and slow to start
 SMOOTH = {"stem_type": "deep", "replace_stem_pool": True, "act_layer": "silu"}
 ROBUST_FASHION = ("resnet18", {"in_chans": 1, "stem_width": 24, "channels": [48, 96, 192, 256], **SMOOTH})
 ROBUST_PERSONAS = ("resnet18", {"stem_width": 16, "channels": [32, 64, 128, 192], **SMOOTH})
+AVATARS_ORACLE = ("resnet10t", {"stem_width": 16, "channels": [24, 48, 96, 128]})
 
 # What metrics look through: one block a stage, 18 million multiplications a face.
 _SMALL = {"stem_width": 16}
@@ -81,7 +82,7 @@ class Job:
     """A model to train: ``run`` fits it, stores the weights and writes the card.
 
     ``ready`` raises, before any computing starts, for what would fail only afterwards (a network or a library that the card
-    needs, a data set that is not on this machine).
+    needs, a data set that is not on this machine). ``home`` is where the weights go if not to data/weights/NAME.
     """
 
     recipe: Recipe
@@ -92,13 +93,14 @@ class Job:
     card: Callable[..., None]
     facts: dict = field(default_factory=dict)
     ready: Callable[[], object] = lambda: None
+    home: Callable[[], Path] | None = None
 
     def run(self, name: str, work: Path, out: Path | None) -> None:
         self.ready()
         torch.manual_seed(self.recipe.seed)
         model, curve = fit(self.model(), self.batches(), self.loss(), self.recipe, work)
         if out is None:
-            out = data_dir() / "weights" / name
+            out = data_dir() / "weights" / name if self.home is None else self.home()
         self.store(model, out)
         self.card(name, out, self, curve)
         if out.is_relative_to(data_dir()):
@@ -474,6 +476,103 @@ def _autoencoders(config: dict, recipe: Recipe) -> Callable[[], Job]:
     return build
 
 
+def _avatars_data(split: str = "train") -> dict:
+    sources = "; ".join(
+        f"*{title}* by {author}, {licence}" for title, author, licence in avatars.SOURCES.values()
+    )
+    return {
+        "data": f"{avatars.SPLIT_SIZES[split]:,} avatars (split {split}) in {len(avatars.STYLES)} styles",
+        "rights": f"Licence: MIT; the drawings that it learned from: {sources}.",
+    }
+
+
+def _avatars_autoencoder() -> Job:
+    from cfx_lib.train.latent_cards import codec_card
+
+    return Job(
+        Recipe(
+            steps=5500,
+            batch=32,
+            lr=1e-3,
+            decay_from=0.4,
+            ema=0.998,
+            objective="reconstructing avatars/train",
+        ),
+        latent.Codec,
+        lambda: latent.images(avatars.load_uint8("train")[0]),
+        latent.codec_loss,
+        latent.store_codec,
+        codec_card,
+        _avatars_data(),
+        home=latent.codec_folder,
+    )
+
+
+def _avatars_sd() -> Job:
+    from cfx_lib.train.latent_cards import text_card
+
+    tokenizer = tokens.make_tokenizer(avatars.WORDS)
+
+    def batches() -> BatchFn:
+        mean, deviation = latent.latents(latent.load_codec())
+        ids = latent.phrasings(avatars.load_uint8("train")[1], tokenizer)
+        return latent.text_batches(mean, deviation, ids, tokens.token_ids(tokenizer, [""])[0])
+
+    return Job(
+        Recipe(
+            steps=10_500, batch=32, lr=1e-3, decay_from=0.5, objective="noise on avatars/train, from captions"
+        ),
+        lambda: latent.TextToImage(tokenizer),
+        batches,
+        lambda: latent.noise_loss(latent.make_scheduler().alphas_cumprod),
+        lambda model, out: latent.store_text_to_image(model, tokenizer, latent.load_codec(), out),
+        text_card,
+        _avatars_data(),
+        latent.load_codec,
+    )
+
+
+def _avatars_dit() -> Job:
+    from cfx_lib.train.latent_cards import class_card
+
+    def batches() -> BatchFn:
+        mean, deviation = latent.latents(latent.load_codec())
+        classes = avatars.class_ids(avatars.load_uint8("train")[1])
+        return latent.class_batches(mean, deviation, classes, len(avatars.CLASSES))
+
+    return Job(
+        Recipe(
+            steps=20_000, batch=64, lr=1e-3, decay_from=0.5, objective="noise on avatars/train, from classes"
+        ),
+        lambda: latent.ClassToImage(len(avatars.CLASSES)),
+        batches,
+        lambda: latent.noise_loss(latent.make_scheduler().alphas_cumprod),
+        lambda model, out: latent.store_class_to_image(model, avatars.CLASSES, latent.load_codec(), out),
+        class_card,
+        _avatars_data(),
+        latent.load_codec,
+    )
+
+
+def _avatars_oracle() -> Job:
+    from cfx_lib.train.latent_cards import oracle_card
+
+    plain = _classifier("train", avatars.ATTRIBUTES, (), True, AVATARS_ORACLE, _SHORT)()
+
+    def batches() -> BatchFn:
+        uint8, drawn = avatars.load_uint8("train")
+        return latent.labelled(uint8, avatars.attributes(drawn))
+
+    recipe = Recipe(steps=7000, batch=64, lr=2e-3, weight_decay=2e-2, ema=0.998, seed=7)
+    return replace(
+        plain,
+        recipe=replace(recipe, objective="attributes on avatars/train, augmented"),
+        batches=batches,
+        card=oracle_card,
+        facts=plain.facts | _avatars_data(),
+    )
+
+
 _EXPLAINED = ("smile", "old")
 _SHORT = Recipe(steps=2200, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.995)
 
@@ -503,6 +602,10 @@ RECIPES: dict[str, Callable[[], Job]] = {
         TRUNK, Recipe(steps=8000, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.998)
     ),
     "personas/autoencoders": _autoencoders(AUTOENCODER, Recipe(steps=6000, batch=64, lr=2e-3, ema=0.998)),
+    "avatars/autoencoder": _avatars_autoencoder,
+    "avatars/sd": _avatars_sd,
+    "avatars/dit": _avatars_dit,
+    "avatars/oracle": _avatars_oracle,
     "fashion/ddpm": _fashion_ddpm,
     "fashion/resnet": _fashion_classifier(
         RESNET, Recipe(steps=5000, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998)
