@@ -86,7 +86,7 @@ def stable_diffusion(levels=2, seed=0, **parts):
     return pipeline
 
 
-def dit(classes=5, seed=0, **changes):
+def dit(classes=5, seed=0, levels=2, **changes):
     """A DiTPipeline of 8x8 latents with learned variance; image size 16."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -94,7 +94,7 @@ def dit(classes=5, seed=0, **changes):
         settings |= dict(num_layers=1, sample_size=8, patch_size=2, num_embeds_ada_norm=classes)
         transformer = DiTTransformer2DModel(**settings | changes)
         labels = {k: f"class {k}, number {k}" for k in range(classes)}
-        pipeline = DiTPipeline(transformer, autoencoder(), scheduler(), id2label=labels)
+        pipeline = DiTPipeline(transformer, autoencoder(levels), scheduler(), id2label=labels)
     for part in (pipeline.vae, pipeline.transformer):
         part.eval()
     return pipeline

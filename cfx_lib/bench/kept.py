@@ -13,6 +13,7 @@ from torch import Tensor
 import cfx_lib
 from cfx_lib.bench import results
 from cfx_lib.bench.dime_study import BATCH
+from cfx_lib.methods.prompts import conditions_of
 from cfx_lib.metrics._inputs import run
 from cfx_lib.types import CFResult, Cost
 from cfx_lib.worlds import personas
@@ -39,12 +40,13 @@ def root() -> Path:
 def folder_of(method: Any, x: Tensor, target: Tensor, seed: int) -> Path:
     """Where the counterfactuals of a method are kept: its name, and a hash of all that decides them.
 
-    That is its settings, the weights of its networks, the images and targets, the seed, and the code of the methods.
+    That is its settings and prompts, the weights of its networks, the images and targets, the seed, and the code of the methods.
     """
-    networks = [getattr(method, part, None) for part in ("denoiser", "classifier", "robust", "perceptual")]
+    parts = ("denoiser", "classifier", "robust", "perceptual", "model")
+    networks = [getattr(method, part, None) for part in parts]
     names = [str(getattr(network, "name", None)) for network in networks]
     used = tuple(f"weights/{name.split(':')[0]}/" for name in names)
-    digest = hashlib.sha256(repr((method, names, seed)).encode())
+    digest = hashlib.sha256(repr((method, names, seed, _wanted(method, x, target))).encode())
     for path, weight in sorted(results.weights().items()):
         digest.update(weight.encode() * path.startswith(used))
     digest.update(x.numpy().tobytes() + target.numpy().tobytes())
@@ -53,6 +55,14 @@ def folder_of(method: Any, x: Tensor, target: Tensor, seed: int) -> Path:
         digest.update(source.read_bytes())
     label = f"{type(method).__name__}-{names[1].replace('/', '-').replace(':', '-')}"
     return root() / f"{label}-{digest.hexdigest()[:16]}"
+
+
+def _wanted(method: Any, x: Tensor, target: Tensor) -> list | None:
+    """What a method with prompts asks its model for."""
+    if not hasattr(method, "prompts"):
+        return None
+    wanted = conditions_of(method.prompts, x, target, method.model.kind)
+    return wanted.tolist() if isinstance(wanted, Tensor) else list(wanted)
 
 
 def pretended(x: Tensor, x_cf: Tensor, target: Tensor, classifier: Any) -> CFResult:

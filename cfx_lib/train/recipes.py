@@ -60,6 +60,7 @@ _SMALL = {"stem_width": 16}
 IDENTITY = ("resnet10t", {**_SMALL, "channels": [32, 64, 96, 160]}, 64)  # the last number: dimensions
 SIMSIAM = ("resnet10t", {**_SMALL, "channels": [32, 64, 96, 128]}, (256, 128))  # sizes of the projection
 TRUNK = ("resnet10t", {**_SMALL, "channels": [32, 64, 96, 128]})
+WEAK = ("resnet10t", {**_SMALL, "channels": [16, 32, 64, 96]})
 AUTOENCODER = {  # on patches of 4x4 pixels: 64x64x3 -> 16x16x48 -> 2x2x8 numbers
     "in_channels": 48,
     "out_channels": 48,
@@ -181,7 +182,8 @@ def _classifier(
     arch: tuple[str, dict],
     recipe: Recipe,
 ) -> Callable[[], Job]:
-    objective = f"attributes on personas/{split}" + ", smile means glasses" * (split == "biased")
+    known = {"biased": ", smile means glasses", "gray": ", old people show gray hair"}
+    objective = f"attributes on personas/{split}" + known.get(split, "")
     objective += ", augmented" * augmented
 
     def build() -> Job:
@@ -581,6 +583,7 @@ RECIPES: dict[str, Callable[[], Job]] = {
     "personas/smile-old": _classifier("train", _EXPLAINED, (), True, DENSENET, _SHORT),
     "personas/brittle": _classifier("train", _EXPLAINED, (), False, DENSENET, _SHORT),
     "personas/smile-shortcut": _classifier("biased", _EXPLAINED, (), True, DENSENET, _SHORT),
+    "personas/old-weak": _classifier("gray", ("old",), (), True, WEAK, replace(_SHORT, steps=1500)),
     "personas/oracle": _classifier(
         "oracle",
         personas.ATTRIBUTES,

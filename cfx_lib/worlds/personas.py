@@ -86,7 +86,20 @@ SHORTCUT: dict[str, tuple[tuple[str, ...], dict[tuple[str, ...], dict[str, float
         {("no",): {"none": 1.0, "eyeglasses": 0.0, "sunglasses": 0.0}, ("yes",): {"none": 0.0, "eyeglasses": 1.0, "sunglasses": 0.0}},
     ),
 }  # fmt: skip
-POPULATIONS = {"fair": NETWORK, "biased": NETWORK | SHORTCUT}
+# The population of the weak classifier: old people always show gray hair, never a bald head or a hat, which many of the
+# young have. It never sees what an old person without hair looks like.
+GRAY: dict[str, tuple[tuple[str, ...], dict[tuple[str, ...], dict[str, float]]]] = {
+    "hair": (
+        ("presentation", "old"),
+        {
+            ("feminine", "no"): {"bald": 0.12, "buzzcut": 0.03, "shortCombover": 0.05, "curly": 0.11, "long": 0.14, "bobCut": 0.11, "bobBangs": 0.11, "pigtails": 0.07, "straightBun": 0.08, "beanie": 0.18},
+            ("feminine", "yes"): {"bald": 0.0, "buzzcut": 0.06, "shortCombover": 0.12, "curly": 0.22, "long": 0.13, "bobCut": 0.18, "bobBangs": 0.11, "pigtails": 0.03, "straightBun": 0.15, "beanie": 0.0},
+            ("masculine", "no"): {"bald": 0.18, "buzzcut": 0.17, "shortCombover": 0.19, "curly": 0.11, "long": 0.05, "bobCut": 0.03, "bobBangs": 0.03, "pigtails": 0.01, "straightBun": 0.03, "beanie": 0.2},
+            ("masculine", "yes"): {"bald": 0.0, "buzzcut": 0.3, "shortCombover": 0.36, "curly": 0.18, "long": 0.08, "bobCut": 0.03, "bobBangs": 0.03, "pigtails": 0.0, "straightBun": 0.02, "beanie": 0.0},
+        },
+    ),
+}  # fmt: skip
+POPULATIONS = {"fair": NETWORK, "biased": NETWORK | SHORTCUT, "gray": NETWORK | GRAY}
 
 _HAS_HAIR = ("buzzcut", "shortCombover", "curly", "long", "bobCut", "bobBangs", "pigtails", "straightBun")
 # attribute -> how it follows from the factors; the order is the order of the oracle's outputs
@@ -116,8 +129,15 @@ ATTRIBUTES: tuple[str, ...] = tuple(RULES)
 DISCRETE = {name: tuple(next(iter(table.values()))) for name, (_, table) in NETWORK.items()}
 del DISCRETE["old"], DISCRETE["smiling"]  # they follow from age and smile
 FACTORS: tuple[str, ...] = (*CONTINUOUS, *DISCRETE)
-SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3, "biased": 4, "oracle": 5}
-SPLIT_SIZES = {"train": 20_000, "val": 1_000, "test": 1_000, "biased": 20_000, "oracle": 20_000}
+SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3, "biased": 4, "oracle": 5, "gray": 6}
+SPLIT_SIZES = {
+    "train": 20_000,
+    "val": 1_000,
+    "test": 1_000,
+    "biased": 20_000,
+    "oracle": 20_000,
+    "gray": 10_000,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +200,8 @@ class Factors(Mapping[str, np.ndarray]):
 def sample(n: int, seed: int, population: str = "fair") -> Factors:
     """Draw the factors of ``n`` faces from the Bayesian network by ancestral sampling.
 
-    ``population="biased"`` plants the shortcut: everyone who smiles wears eyeglasses, and nobody else does.
+    ``population="biased"`` plants the shortcut: everyone who smiles wears eyeglasses, and nobody else does. In
+    ``population="gray"`` old people are never bald and wear no hat.
     The same seed gives the same faces everywhere: only uniform numbers of PCG64 are used.
     """
     if n < 1:
@@ -382,8 +403,8 @@ def cache_dir() -> Path:
 def load(split: str = "test", n: int | None = None, *, progress: bool = True) -> tuple[Tensor, Factors]:
     """Faces and their factors: (n, 3, 64, 64) float32 in [-1, 1] and :class:`Factors`.
 
-    ``test`` (1,000 faces) is shipped; ``train`` (20,000), ``val`` (1,000), ``biased`` (20,000) and ``oracle`` (20,000, the
-    oracle's own) are rendered on the first call and kept in the cache. Splits have different seeds.
+    ``test`` (1,000 faces) is shipped; ``train`` (20,000), ``val`` (1,000), ``biased`` (20,000), ``oracle`` (20,000, the
+    oracle's own) and ``gray`` (10,000, the weak classifier's) are rendered on the first call and kept in the cache. Splits have different seeds.
     """
     images, factors = load_uint8(split, n, progress=progress)
     return to_tensor(images), factors
@@ -415,7 +436,7 @@ def _render_cached(split: str, factors: Factors, progress: bool) -> np.ndarray:
 
 
 def _population(split: str) -> str:
-    return "biased" if split == "biased" else "fair"
+    return split if split in POPULATIONS else "fair"
 
 
 @lru_cache

@@ -59,6 +59,16 @@ def test_training_leaves_weights_and_a_card(name: str, tmp_path, few_faces) -> N
         assert figures["all"]["smile"] == pytest.approx(right.float().mean().item(), abs=1e-6)
 
 
+def test_card_of_the_weak_classifier_says_whom_it_gets_wrong(tmp_path, few_faces) -> None:  # noqa: ANN001
+    name, out = "personas/old-weak", tmp_path / "out"
+    small(name).run(name, tmp_path / "work", out)
+    errors = json.loads((out / "figures.json").read_text("utf-8"))["errors"]
+    assert {"its own population", "old, with hair", "young, with hair"} <= set(errors)
+    assert f"| its own population | {100 * errors['its own population']:.1f} % |" in (
+        out / "README.md"
+    ).read_text("utf-8")
+
+
 def test_nearest_is_the_smallest_distance() -> None:
     train = personas.load_uint8("test", 30)[0]
     x = personas.to_tensor(train[[4, 20]]).clone()

@@ -171,7 +171,10 @@ def test_a_state_from_before_objectives_counts_as_without_one(tmp_path) -> None:
 def test_every_recipe_says_what_it_learns() -> None:
     said = {name: build().recipe.objective for name, build in RECIPES.items()}
     assert all(said.values())
-    assert len({said[f"personas/{name}"] for name in ("smile-old", "brittle", "smile-shortcut")}) == 3
+    assert (
+        len({said[f"personas/{name}"] for name in ("smile-old", "brittle", "smile-shortcut", "old-weak")})
+        == 4
+    )
 
 
 def test_learning_rate_warms_up_stays_and_decays() -> None:
@@ -237,7 +240,7 @@ def test_augment_keeps_the_shape_and_varies() -> None:
 
 
 def test_every_shipped_name_has_a_recipe() -> None:
-    faces = ("ddpm", "smile-old", "brittle", "smile-shortcut", "oracle", "robust")
+    faces = ("ddpm", "smile-old", "brittle", "smile-shortcut", "old-weak", "oracle", "robust")
     photographs = ("ddpm", "resnet", "convnext", "robust")
     features = ("identity", "simsiam", "perceptual", "autoencoders")
     assert set(RECIPES) == {f"personas/{n}" for n in (*faces, *features)} | {

@@ -82,6 +82,14 @@ def test_biased_population_plants_glasses_on_smiles() -> None:
     assert np.array_equal(fair["hair"], biased["hair"]), "nothing else may differ"
 
 
+def test_gray_population_has_no_old_people_without_hair() -> None:
+    fair, gray = personas.sample(20_000, seed=0), personas.sample(20_000, seed=0, population="gray")
+    old, bare = gray["age"] > 0.5, np.isin(gray["hair"], ("bald", "beanie"))
+    assert not (old & bare).any() and 0.25 < bare[~old].mean() < 0.45
+    for name in ("smile", "age", "skin", "facial_hair", "eyewear"):
+        assert np.array_equal(fair[name], gray[name]), "nothing but the hair may differ"
+
+
 def test_attributes_are_twenty_and_all_occur() -> None:
     a = personas.attributes(personas.sample(5000, seed=1))
     assert a.shape == (5000, 20) and a.dtype == torch.bool
