@@ -16,6 +16,7 @@ _METHODS = {
     "CFResult": "types",
     "DVCE": "methods.dvce",
     "DiME": "methods.dime",
+    "LDCE": "methods.ldce",
     "Noise": "types",
     "PGD": "methods.baselines",
     "SVCE": "methods.svce",

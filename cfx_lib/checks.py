@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_images", "check_logits", "check_mask", "check_start", "check_target"]
+__all__ = [
+    "check_angle",
+    "check_images",
+    "check_logits",
+    "check_mask",
+    "check_patch",
+    "check_start",
+    "check_target",
+]
 
 RANGE_TOLERANCE = 1e-3
 """How far outside [-1, 1] a pixel may lie (rounding of a resize or of a half-precision file)."""
@@ -145,4 +153,21 @@ def check_start(start: int, steps: int, noise_offset: int = 0) -> None:
         raise ValueError(
             f"start = {start}, noise_offset = {noise_offset} with steps = {steps}; expected start + noise_offset <= "
             "steps. The image is noised to the step with the index start + noise_offset - 1."
+        )
+
+
+def check_angle(angle: float, name: str = "gamma", below: float | None = None) -> None:
+    """Check an angle in degrees: from 0 to 180, or less than `below`. Raises ValueError."""
+    if not 0 <= angle <= 180 or (below is not None and angle >= below):
+        upper = "to 180" if below is None else f"to below {below}"
+        raise ValueError(f"{name} = {angle}; expected an angle in degrees from 0 {upper}.")
+
+
+def check_patch(patch: int, height: int | None = None, width: int | None = None) -> None:
+    """Check the side of the square patches that a map of `height` x `width` places is cut into. Raises ValueError."""
+    if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1:
+        raise ValueError(f"patch = {patch!r}; expected a whole number of places, at least 1.")
+    if height is not None and width is not None and (height % patch or width % patch):
+        raise ValueError(
+            f"patch = {patch} does not divide the latents of {height}x{width} places; expected a divisor of both sides."
         )

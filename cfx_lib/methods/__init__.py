@@ -4,6 +4,7 @@ from .ace import ACE
 from .baselines import PGD, SVCE, BlendedDiffusion
 from .dime import DiME
 from .dvce import DVCE
+from .ldce import LDCE
 from .masks import SelfMask
 
-__all__ = ["ACE", "BlendedDiffusion", "DVCE", "DiME", "PGD", "SVCE", "SelfMask"]
+__all__ = ["ACE", "BlendedDiffusion", "DVCE", "DiME", "LDCE", "PGD", "SVCE", "SelfMask"]

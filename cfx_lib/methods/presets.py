@@ -7,7 +7,7 @@ from typing import Any
 from .augment import Augment
 from .masks import SelfMask
 
-__all__ = ["ACE", "BLENDED", "DIME", "DVCE", "PGD", "SVCE"]
+__all__ = ["ACE", "BLENDED", "DIME", "DVCE", "LDCE", "LDCE_PROMPTS", "PGD", "SVCE"]
 
 Settings = dict[str, dict[str, Any]]
 
@@ -143,4 +143,35 @@ BLENDED: Settings = {
     "fast": _BLENDED_FAST,
     # The same for photographs, from where DVCE starts; of three sets of weights the one with the fewest white specks.
     "fast/fashion": _BLENDED_FAST | {"start": 30, "lambda_range": 0.5},
+}
+
+# LDCE, Appendix E: CLIP-style prompts, {} the name of the class (for CelebA-HQ: non-smiling, smiling, old, young).
+LDCE_PROMPTS: dict[str, str] = {
+    "imagenet": "a photo of a {}.",
+    "celebahq": "a photo of a {} person.",
+    "flowers": "a photo of a {}, a type of flower.",
+    "pets": "a photo of a {}, a type of pet.",
+}
+
+# LDCE, Sect. 4 and Table 5: 500 steps (a respacing factor of 2), eta = 2, l1, places of 1x1, zeros; "cls" is the column
+# of the class-conditional model, "classifier-free" the starred rows of Table 6. With Algorithm 1's ||eps_c|| these weights
+# make the guidance several times as long as the noise itself; they were tuned with the released code's norm.
+_LDCE: dict[str, Any] = {"steps": 500, "eta": 2.0, "distance": "l1", "patch": 1, "overwrite": "zeros"}
+_LDCE_TXT = _LDCE | {"start": 191, "gamma": 50.0, "lambda_c": 3.95, "lambda_d": 1.2}
+_LDCE_HQ = _LDCE | {"start": 200, "gamma": 55.0, "lambda_c": 4.0, "lambda_d": 3.3}
+# The released code scales by ||eps_c - eps_uc||, noises x one index beyond the first step that is denoised, and cuts the
+# estimate to the range of images for the distance; its configurations use eta = 3 and other weights.
+_LDCE_RELEASED = _LDCE | {"eta": 3.0, "norm": "released", "noise_offset": 1, "clip": True}
+LDCE: Settings = {
+    "paper/imagenet": _LDCE_TXT,
+    "paper/imagenet/cls": _LDCE | {"start": 191, "gamma": 45.0, "lambda_c": 2.3, "lambda_d": 0.3},
+    "paper/celebahq": _LDCE_HQ,
+    "paper/celebahq/classifier-free": _LDCE_HQ | {"overwrite": "classifier-free"},
+    "paper/flowers": _LDCE | {"start": 250, "gamma": 45.0, "lambda_c": 3.4, "lambda_d": 1.2},
+    "paper/pets": _LDCE | {"start": 191, "gamma": 45.0, "lambda_c": 4.2, "lambda_d": 2.4},
+    "released/imagenet": _LDCE_RELEASED | {"start": 191, "gamma": 45.0, "lambda_c": 3.4, "lambda_d": 1.2},
+    "released/imagenet/cls": _LDCE_RELEASED
+    | {"start": 171, "gamma": 40.0, "lambda_c": 2.0, "lambda_d": 0.25},
+    # One step in ten, from the half, with the norm that the paper's weights belong to.
+    "fast": _LDCE_TXT | {"steps": 50, "start": 25, "norm": "released", "clip": True},
 }

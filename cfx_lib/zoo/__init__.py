@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         save_embedding,
         save_trunk,
     )
+    from cfx_lib.zoo.latent import LatentDiffusion
+    from cfx_lib.zoo.latent_files import latent_diffusion
     from cfx_lib.zoo.registry import load, names
 
 _HOME = {
@@ -50,6 +52,8 @@ _HOME = {
     "save_autoencoders": "features",
     "save_embedding": "features",
     "save_trunk": "features",
+    "LatentDiffusion": "latent",
+    "latent_diffusion": "latent_files",
     "data_dir": "checksums",
 }
 __all__ = [
@@ -60,9 +64,11 @@ __all__ = [
     "Denoiser",
     "Embedding",
     "FeatureNet",
+    "LatentDiffusion",
     "PerceptualTrunk",
     "WrappedClassifier",
     "data_dir",
+    "latent_diffusion",
     "load",
     "names",
     "save_autoencoders",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "check_header",
     "find_weights",
     "load_into",
     "read_json",
@@ -108,7 +109,7 @@ def read_weights(path: str | Path, allow_pickle: bool = False) -> dict[str, Tens
     if path.suffix in PICKLES:
         weights = _read_pickle(path, allow_pickle)
     else:
-        _check_header(path)
+        check_header(path)
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -134,8 +135,11 @@ def _check_impostor(path: Path) -> None:
             raise ValueError(f"{path} is {what}; expected safetensors. {todo}")
 
 
-def _check_header(path: Path) -> None:
-    """A safetensors file: 8 bytes of header length, a JSON header with each tensor's offsets, then the data."""
+def check_header(path: Path) -> None:
+    """Check that a safetensors file is whole, without reading its data. Raises ValueError.
+
+    8 bytes of header length, a JSON header with each tensor's offsets, then the data.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = ["fetch", "kind_of", "load", "names"]
 DTYPES = ("fp32", "bf16")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FEATURES = ("embedding", "trunk", "autoencoders")  # kinds of "cfx" that zoo/features.py reads
+LATENT = ("StableDiffusionPipeline", "DiTPipeline")  # what zoo/latent_files.py reads
 DENOISER_STEM, CLASSIFIER_STEM = "diffusion_pytorch_model", "model"
 HUB_CONFIGS = ["model_index.json", "config.json", "scheduler_config.json", "unet/*.json", "scheduler/*.json"]
 HUB_STEMS = [f"unet/{DENOISER_STEM}", DENOISER_STEM, CLASSIFIER_STEM]
@@ -37,8 +39,8 @@ def load(
     compile: bool = False,
     allow_pickle: bool = False,
 ) -> Any:
-    """A trained model by name: `Denoiser`, `AttributeClassifier`, `ClassClassifier`, `WrappedClassifier` (K classes), or
-    what a metric looks through: `Embedding`, `PerceptualTrunk`, `AutoencoderSet`.
+    """A trained model by name: `Denoiser`, `LatentDiffusion`, `AttributeClassifier`, `ClassClassifier`, `WrappedClassifier`
+    (K classes), or what a metric looks through: `Embedding`, `PerceptualTrunk`, `AutoencoderSet`.
 
     `name`: a shipped model ("personas/ddpm", see :func:`names`), a folder, or a hub id ("google/ddpm-celebahq-256",
     "timm/resnet50.a1_in1k"; taken from the cache when offline). Models take images (N,C,H,W) in [-1,1] and come in
@@ -56,6 +58,8 @@ def load(
     kind = kind_of(folder)
     if kind == "denoiser":
         from cfx_lib.zoo.denoiser import load_denoiser as load_kind
+    elif kind == "latent":
+        from cfx_lib.zoo.latent_files import load_latent as load_kind
     elif kind == "features":
         from cfx_lib.zoo.features import load_features as load_kind
     else:
@@ -79,7 +83,9 @@ def find(name: str | os.PathLike[str], allow_pickle: bool = False) -> tuple[Path
     near = difflib.get_close_matches(text, sorted({*names(), *shipped}), 3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     world = text.split("/")[0]
-    own = any(other.split("/")[0] == world for other in {*names(), *shipped, "personas/", "fashion/"})
+    own = any(
+        other.split("/")[0] == world for other in {*names(), *shipped, "personas/", "fashion/", "avatars/"}
+    )
     looks_like_path = text.startswith(("/", "./", "../", "~", "data/")) or text.count("/") != 1
     if own or looks_like_path or not HUB_ID.fullmatch(text):
         raise FileNotFoundError(
@@ -100,11 +106,11 @@ def _shipped(name: str) -> Path:
     """Check every file of a shipped model that loading reads."""
     data = data_dir()
     folder = data / "weights" / name
-    wanted = {p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", *PICKLES)}
+    wanted = {p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".txt", *PICKLES)}
     wanted |= {
         data / p
         for p in _listed()
-        if p.startswith(f"weights/{name}/") and p.endswith((".json", ".safetensors"))
+        if p.startswith(f"weights/{name}/") and p.endswith((".json", ".safetensors", ".txt"))
     }
     for path in sorted(p for p in wanted if not p.name.startswith(".")):
         verify(path)
@@ -121,15 +127,18 @@ def _single_file(path: Path) -> str:
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder holds: "denoiser", "classifier" or "features". Raises ValueError for anything else."""
+    """What a folder holds: "denoiser", "latent", "classifier" or "features". Raises ValueError for anything else."""
     index = folder / "model_index.json"
     if index.is_file():
         pipeline = read_json(index).get("_class_name")
         if pipeline in ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline") or (folder / "config.json").is_file():
             return "denoiser"
+        if pipeline in LATENT:
+            return "latent"
         raise ValueError(
-            f"{folder} holds a {pipeline}; zoo.load takes a DDPMPipeline or DDIMPipeline (an unconditional "
-            "pixel-space denoiser) or a timm classifier. Load it with diffusers and pass its parts on."
+            f"{folder} holds a {pipeline}; zoo.load takes a DDPMPipeline or DDIMPipeline (an unconditional pixel-space "
+            "denoiser), a StableDiffusionPipeline or DiTPipeline, or a timm classifier. Load it with diffusers and pass "
+            "its parts on."
         )
     if (folder / "unet" / "config.json").is_file():
         return "denoiser"
@@ -174,7 +183,8 @@ def fetch(hub_id: str, allow_pickle: bool = False, hint: str = "") -> Path:
             ) from error
 
     folder = download(HUB_CONFIGS)
-    kind_of(folder)  # refuse other formats before downloading gigabytes
+    if kind_of(folder) == "latent":  # other formats are refused before gigabytes are downloaded
+        return _fetch_latent(folder, download)
     suffixes = [".safetensors", ".fp16.safetensors"] + ([".bin"] if allow_pickle else [])
     for suffix in suffixes:
         if not _weights_in(folder):
@@ -186,6 +196,21 @@ def fetch(hub_id: str, allow_pickle: bool = False, hint: str = "") -> Path:
             "its source (it is then read with weights_only=True)."
         )
     return folder
+
+
+def _fetch_latent(folder: Path, download: Callable[[list[str]], Path]) -> Path:
+    """The parts of a pipeline in safetensors, of half precision where there are no others."""
+    from cfx_lib.zoo.latent_files import PIPELINES, hub_patterns
+
+    kind = PIPELINES[read_json(folder / "model_index.json")["_class_name"]]
+    for variant in ("", ".fp16"):
+        folder = download(hub_patterns(kind, variant))
+        if any(folder.glob("*/*.safetensors")):
+            return folder
+    raise FileNotFoundError(
+        f"{folder} has no safetensors weights. If you trust the pickles of its source, load the pipeline with diffusers, "
+        "call save_pretrained(FOLDER), and give that folder."
+    )
 
 
 def _weights_in(folder: Path) -> bool:

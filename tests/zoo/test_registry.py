@@ -359,8 +359,8 @@ def test_folder_of_another_kind(tmp_path):
     ):
         zoo.load(tmp_path)
     (tmp_path / "config.json").unlink()
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(ValueError, match="holds a StableDiffusionPipeline; zoo.load takes a DDPMPipeline"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(ValueError, match="holds a StableDiffusionXLPipeline; zoo.load takes a DDPMPipeline"):
         zoo.load(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "ScoreSdeVePipeline"}))
     with pytest.raises(ValueError, match="holds a ScoreSdeVePipeline; zoo.load takes a DDPMPipeline"):
@@ -550,9 +550,9 @@ def test_hub_without_weights(data, offline, folder):
 
 def test_hub_model_of_another_kind(data, offline, tmp_path):
     (tmp_path / "sd").mkdir()
-    (tmp_path / "sd/model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    (tmp_path / "sd/model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
     cached(offline, "someone/sd", tmp_path / "sd")
-    with pytest.raises(ValueError, match="holds a StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match="holds a StableDiffusionXLPipeline"):
         zoo.load("someone/sd")
 
 
