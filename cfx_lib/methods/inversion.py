@@ -79,20 +79,24 @@ class Distillation(base.Presets):
         images = image_set(images)
         with base.explaining(self.model):
             self._check(classes or (0,), name, context)
-            labels = self._labels(images)
+            box = black_box(self.predict, self.takes)
+            labels = torch.cat([box(part).cpu() for part in image_parts(images, self.model.device)])
             members = self._members(labels, classes)
             self._check(members, name, context)
             learned = {} if context is None else {"context": context.context.clone()}
             alone = "{context}" not in self.class_prompt or context is not None
             sets = members if alone else {"context": torch.arange(len(images))} | members
             curves = self._learn(images, sets, learned, seed, progress)
-        facts = {k: getattr(self, k) for k in ("iterations", "batch", "learning_rate", "weight_decay")}
-        facts |= {"labels": {str(k): len(rows) for k, rows in members.items()}, "images": len(images)}
-        facts |= {"model": self.model.name, "seed": seed}
+        facts = {"model": self.model.name} | {
+            k: getattr(self, k) for k in ("iterations", "batch", "learning_rate", "weight_decay")
+        }
+        facts |= {
+            "labels": {str(k): len(rows) for k, rows in members.items()},
+            "images": len(images),
+            "seed": seed,
+        }
         shared = learned.pop("context", None)
         return Tokens(name, learned, shared, self.context_prompt, self.class_prompt, facts, curves)
-
-    # --- what is learned from what ----------------------------------------------------------------------------
 
     def _check(self, classes: Iterable[int], name: str, context: Tokens | None) -> None:
         """Check names, phrases, lengths and the context that is taken over. Raises ValueError."""
@@ -109,11 +113,6 @@ class Distillation(base.Presets):
             lay_out(self.model, tokens.prompt(what), tokens.words)
         for words in self.init.values():
             lay_out(self.model, words, {})
-
-    def _labels(self, images: Tensor) -> Tensor:
-        """The black box's answers (N,), on the CPU."""
-        box = black_box(self.predict, self.takes)
-        return torch.cat([box(part).cpu() for part in image_parts(images, self.model.device)])
 
     def _members(self, labels: Tensor, classes: Sequence[int] | None) -> dict[int, Tensor]:
         """class -> rows of the images that the black box gives it. Raises ValueError for too few."""
@@ -133,13 +132,12 @@ class Distillation(base.Presets):
         rounds = [rows[torch.randperm(len(rows), generator=source)] for _ in range(-(-total // len(rows)))]
         return torch.cat(rounds)[:total].view(self.iterations, self.batch)
 
-    # --- learning ---------------------------------------------------------------------------------------------
-
     def _learn(
         self, images: Tensor, sets: Mapping[Any, Tensor], learned: dict, seed: int, progress: bool
     ) -> dict[str, list[float]]:
-        """Learn one word after the other on its images, into `learned`; the losses of each."""
-        sources = {what: _source(seed, what) for what in sets}
+        """Learn one word after the other on its images, into `learned`, each with draws of its own; the losses of each."""
+        seeds = {what: zlib.crc32(f"{seed}:{what}".encode()) for what in sets}
+        sources = {what: torch.Generator().manual_seed(seeds[what]) for what in sets}
         order = {what: self._order(rows, sources[what]) for what, rows in sets.items()}
         used = torch.cat([rows.flatten() for rows in order.values()]).unique()
         latents = torch.cat(
@@ -199,8 +197,3 @@ class Distillation(base.Presets):
             loss.backward()
             total += loss.item()
         return total
-
-
-def _source(seed: int, what: int | str) -> torch.Generator:
-    """The generator of one word, so that it does not depend on which others are learned."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}:{what}".encode()))
