@@ -21,6 +21,7 @@ _METHODS = {
     "PGD": "methods.baselines",
     "SVCE": "methods.svce",
     "SelfMask": "methods.masks",
+    "TIME": "methods.time",
 }
 _MODULES = ("bench", "diffusion", "learn", "methods", "metrics", "train", "worlds", "zoo")
 

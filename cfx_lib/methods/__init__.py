@@ -6,5 +6,6 @@ from .dime import DiME
 from .dvce import DVCE
 from .ldce import LDCE
 from .masks import SelfMask
+from .time import TIME
 
-__all__ = ["ACE", "BlendedDiffusion", "DVCE", "DiME", "LDCE", "PGD", "SVCE", "SelfMask"]
+__all__ = ["ACE", "BlendedDiffusion", "DVCE", "DiME", "LDCE", "PGD", "SVCE", "SelfMask", "TIME"]
