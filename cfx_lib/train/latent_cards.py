@@ -227,20 +227,24 @@ def guidance_text(figures: dict, guidance: float = GUIDANCE, steps: int = STEPS)
     )
 
 
-def labelled_grid(x: Tensor, labels: Sequence[str], path: Path, columns: int, scale: int = 2) -> None:
-    """Write images (N, 3, H, W) in [-1, 1] as one PNG, row by row, with a label (one a row) above each row."""
+def labelled_grid(
+    x: Tensor, labels: Sequence[str], path: Path, columns: int, scale: int = 2, across: int = 1
+) -> None:
+    """Write images (N, 3, H, W) in [-1, 1] as one PNG: ``columns`` images a label, under it, ``across`` labels in a row."""
     from PIL import Image, ImageDraw
 
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     side, line = scale * x.shape[-1], 16
-    sheet = Image.new("RGB", (columns * side, len(labels) * (side + line)), "white")
+    height = -(-len(labels) // across) * (side + line)
+    sheet = Image.new("RGB", (across * columns * side, height), "white")
     write = ImageDraw.Draw(sheet)
     for k, picture in enumerate(pixels):
-        row, column = divmod(k, columns)
+        row, column = divmod(k, across * columns)
         image = Image.fromarray(picture).resize((side, side), Image.NEAREST)
         sheet.paste(image, (column * side, row * (side + line) + line))
-    for row, label in enumerate(labels):
-        write.text((3, row * (side + line) + 2), label, fill="black")
+    for k, label in enumerate(labels):
+        row, column = divmod(k, across)
+        write.text((column * columns * side + 3, row * (side + line) + 2), label, fill="black")
     sheet.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -295,13 +299,13 @@ def class_card(name: str, out: Path, job: Job, curve: list[dict], n: int = 320, 
         for oracle, table in figures["classes"].items()
         for what, s in table.items()
     ]
-    x = class_samples(pipeline, torch.arange(len(avatars.CLASSES)).repeat_interleave(8), steps, seed=1000)
-    labelled_grid(x, avatars.CLASSES, out / "samples.png", columns=8)
+    x = class_samples(pipeline, torch.arange(len(avatars.CLASSES)).repeat_interleave(4), steps, seed=1000)
+    labelled_grid(x, avatars.CLASSES, out / "samples.png", columns=4, across=2)
     text = _table(["read by", "what", "as in the class"], rows) + (
         f"\nGuidance scale {GUIDANCE:g}, {steps} DDIM steps; in brackets 95 % intervals (Wilson). personas/oracle reads the "
         "samples of the style personas, avatars/oracle those of all styles.\n\n"
         f"{figures['parameters']:,} parameters beside the autoencoder, which is that of avatars/sd.\n\n"
-        f"![8 samples a class, {steps} DDIM steps](samples.png)\n"
+        f"![4 samples a class, {steps} DDIM steps](samples.png)\n"
     )
     what = (
         f"Class-conditional latent diffusion transformer of avatars: a `DiTPipeline` with {len(avatars.CLASSES)} classes; class "
