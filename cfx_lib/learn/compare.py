@@ -11,6 +11,7 @@ from cfx_lib.metrics import Value, difference
 
 __all__ = [
     "INCONCLUSIVE",
+    "NEEDS_GPU",
     "NOT_REPRODUCED",
     "REPRODUCED",
     "Ledger",
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+NEEDS_GPU = "needs a GPU"
 
 
 def _ends(value: Value | float) -> tuple[float, float] | None:
@@ -142,7 +144,9 @@ class Ledger:
     def show(self) -> None:
         """The table of all claims, and how many of each verdict there are."""
         results.show_table(self.rows)
-        counts = {v: len(only(self.rows, verdict=v)) for v in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)}
+        verdicts = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NEEDS_GPU)
+        counts = {v: len(only(self.rows, verdict=v)) for v in verdicts}
+        counts = {v: n for v, n in counts.items() if n or v != NEEDS_GPU}
         say(
             "**"
             + ", ".join(f"{n} {verdict}" for verdict, n in counts.items())

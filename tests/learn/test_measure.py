@@ -71,3 +71,7 @@ def test_a_ledger_says_and_counts_its_claims(capsys):
     assert capsys.readouterr().out == ""
     quiet.show()
     assert "**0 reproduced, 1 not reproduced, 0 inconclusive** of 1 claims" in capsys.readouterr().out
+    quiet("Fire is hot on a large scale", "nobody", compare.NEEDS_GPU)
+    quiet.show()
+    said = capsys.readouterr().out
+    assert "**0 reproduced, 1 not reproduced, 0 inconclusive, 1 needs a GPU** of 2 claims" in said
