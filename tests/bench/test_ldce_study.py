@@ -6,12 +6,12 @@ import latents
 import pytest
 import torch
 
-from cfx_lib import zoo
-from cfx_lib.bench import kept, latent_probes, ldce_study, model_errors, results
+from cfx_lib.bench import kept, latent_probes, ldce_faces, ldce_study, model_errors, results
 from cfx_lib.bench.dime_study import classifier_of, explain, faces
 from cfx_lib.methods.ace import ACE
 from cfx_lib.methods.dvce import DVCE
 from cfx_lib.methods.ldce import LDCE, random_share
+from cfx_lib.zoo.latent import LatentDiffusion
 
 NAMES = {"smile": ("sad", "smiling"), "old": ("sad", "a")}  # words that the tiny text encoder knows
 
@@ -29,7 +29,9 @@ def tiny() -> dict:
         "avatars/sd": latents.stable_diffusion(**sizes),
         "avatars/dit": latents.dit(sample_size=16, levels=3),
     }
-    return {name: zoo.latent_diffusion(pipeline, name=name) for name, pipeline in pipelines.items()}
+    return {
+        name: LatentDiffusion(pipeline, name).requires_grad_(False) for name, pipeline in pipelines.items()
+    }
 
 
 @pytest.fixture
@@ -38,8 +40,8 @@ def quick(monkeypatch, tmp_path, tiny):  # noqa: ANN001, ANN201
     chain = {"steps": 10, "start": 2}
     for method, changes in {LDCE: chain, DVCE: chain, ACE: chain | {"iterations": 1}}.items():
         monkeypatch.setattr(method, "PRESETS", {k: v | changes for k, v in method.PRESETS.items()})
-    monkeypatch.setattr(ldce_study, "latent", tiny.__getitem__)
-    monkeypatch.setattr(ldce_study, "prompts_of", prompts_of)
+    monkeypatch.setattr(ldce_faces, "latent", tiny.__getitem__)
+    monkeypatch.setattr(ldce_faces, "prompts_of", prompts_of)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(kept, "root", lambda: tmp_path / "kept")
     tune = model_errors.finetune_last_layer
@@ -101,9 +103,11 @@ def test_a_table_can_be_made_and_read_back(name: str, quick) -> None:  # noqa: A
         assert all(r["seeds"] == 5 and r["all_flip"].mean <= r["any_flips"].mean for r in rows)
         assert all(r["diversity"].backbone for r in rows)
     if name == "ldce_settings":
-        assert [r["setting"] for r in rows] == list(ldce_study.SETTINGS)
-        assert [r["chosen"] for r in rows] == [r["setting"] == "fast" for r in rows]
-        assert all(r["split"] == "val" and r["start"] == 2 for r in rows[:1])
+        tried = [(*problem, label) for problem, labels in ldce_study.SETTINGS.items() for label in labels]
+        assert [(r["classifier"], r["attribute"], r["kind"], r["setting"]) for r in rows] == tried
+        assert [r["chosen"] for r in rows] == [r["setting"] == "preset" for r in rows]
+        assert all(r["split"] == "val" for r in rows)
+        assert all(r["start"] == 2 for r in rows if r["chosen"])
     if name == "ldce_errors":
         parts = [r["part"] for r in rows]
         assert parts[0] == "found" and {"found", "explained", "mended", "paper"} <= set(parts)
