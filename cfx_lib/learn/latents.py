@@ -15,7 +15,17 @@ from cfx_lib.methods.prompts import class_prompts
 from cfx_lib.types import CFResult
 from cfx_lib.worlds import folders, targets
 
-__all__ = ["Cast", "Preview", "ddim", "fit_preview", "generate", "noised", "photographs", "with_pictures"]
+__all__ = [
+    "Cast",
+    "Preview",
+    "ddim",
+    "fit_preview",
+    "generate",
+    "noised",
+    "photographs",
+    "quiet",
+    "with_pictures",
+]
 
 
 # ---------------------------------------------------------------------------------------------- latents as pictures
@@ -47,6 +57,16 @@ def fit_preview(model: Any, x: Tensor) -> Preview:
 def with_pictures(result: CFResult, preview: Callable[[Tensor], Tensor]) -> CFResult:
     """A recorded result whose steps hold previews of the latents in their place, so that widgets can show them."""
     return replace(result, steps=[replace(step, z=preview(step.z)) for step in result.steps])
+
+
+def quiet() -> None:
+    """No progress bars of diffusers and transformers, and no notes on their own type hints, in a notebook's cells."""
+    from diffusers.utils import logging as diffusers_messages
+    from transformers.utils import logging as transformers_messages
+
+    for messages in (diffusers_messages, transformers_messages):
+        messages.set_verbosity_error()
+        messages.disable_progress_bar()
 
 
 # ------------------------------------------------------------------------------------------------------- sampling

@@ -46,7 +46,6 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from diffusers.utils import logging as messages
 from IPython.display import display
 
 from cfx_lib import LDCE, metrics, zoo
@@ -81,7 +80,7 @@ from cfx_lib.types import Noise
 from cfx_lib.worlds import avatars, personas
 
 warnings.filterwarnings("ignore", message="IProgress not found")
-messages.set_verbosity_error()  # diffusers would tell of its own type hints
+latents.quiet()
 warnings.filterwarnings("ignore", message=".*already given their target class")  # counted where it matters
 MODE = mode(MODE)
 small = MODE != "paper"
