@@ -1816,14 +1816,18 @@ if main_full and hard:
                 INCONCLUSIVE: ".",
             }[closer[net]]
         )
-    say(
-        "The *space* alone does nothing for the meaning (section 2). The *diffusion model* in it does most of the work"
-        + (
-            ", and the *consensus* adds to it where the classifier's gradient cannot be trusted."
-            if helps["brittle"] == REPRODUCED
-            else "."
+    alone_rates = [
+        value(direct_full, "semantic_flip_rate", classifier=net, method="descent") for net in judged
+    ]
+    if all(less(rate, judged[net][NONE]) == REPRODUCED for net, rate in zip(judged, alone_rates)):
+        say(
+            "The *space* alone does little for the meaning (section 2). The *diffusion model* in it does most of the work"
+            + (
+                ", and the *consensus* adds to it where the classifier's gradient cannot be trusted."
+                if helps["brittle"] == REPRODUCED
+                else "."
+            )
         )
-    )
 
 # %% [markdown]
 # ## 16 · Exercises
