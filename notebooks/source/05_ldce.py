@@ -1262,7 +1262,7 @@ spread_here = {"pixels": metrics.diversity(seeds)} | (
 per_face = torch.stack([r.flipped for r in seeds]).float().mean(0)
 say(f"Mean distance between the counterfactuals of an image: {', '.join(f'{v} ({n})' for n, v in spread_here.items())}. "
     f"Of {SEEDS} seeds {', '.join(f'{float(p) * SEEDS:.0f}' for p in per_face)} flip the classifier, image by image.")  # fmt: skip
-seeds_full = stored("ldce_seeds") if small else []
+seeds_full = only(stored("ldce_seeds"), method="LDCE-txt") if small else []
 if seeds_full:
     results.show_table(seeds_full, {"method": "method", "diversity": "distance between seeds (LPIPS)", "to_input": "distance to the input", "flip_rate": "flip rate",
                        "all_flip": "all seeds flip", "any_flips": "any seed flips", "n": "faces", "seeds": "seeds"})  # fmt: skip
