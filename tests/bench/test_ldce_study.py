@@ -153,6 +153,8 @@ def test_angles_are_those_that_the_method_recorded(quick) -> None:  # noqa: ANN0
     angles = latent_probes.pair_angles(method, found)
     assert torch.allclose(angles, found[0].extra["angles"], atol=1e-2, equal_nan=True)
     assert not torch.allclose(latent_probes.pair_angles(method, found, 1), angles, atol=1.0, equal_nan=True)
+    contrast = latent_probes.pair_angles(method, found, opposite=True)
+    assert contrast.shape == angles.shape and not torch.allclose(contrast, angles, atol=1.0, equal_nan=True)
     path = latent_probes.x0_path(found)
     assert path.shape == (3, 4, 3, 64, 64) and torch.equal(path[-1], found[0].x_cf)
 
