@@ -247,7 +247,8 @@ def consensus_table(n: int) -> Iterator[Row]:
     """Which latent pixels pass Eq. 11: own scores against those of other faces and against random directions.
 
     "of the same target": the implicit score of another face that is asked for the same; "of the other target": of one
-    that is asked for the opposite. Rows with "step" are single steps of the own pairs, the noisiest first.
+    that is asked for the opposite; "own, against the opposite": the implicit score eps_c - eps_c' of the two prompts, not
+    the paper's. Rows with "step" are single steps of the own pairs, the noisiest first.
     """
     name, attribute = "smile-old", "smile"
     x, _ = faces("test", attribute, n)
@@ -256,8 +257,13 @@ def consensus_table(n: int) -> Iterator[Row]:
         method = ldce(name, attribute, kind)
         results = explain(method, x, target, record=True)
         used, channels = method.gamma, method.model.channels
-        pairs = {"own": 0, "of the same target": 2, "of the other target": 1}
-        angles = {label: latent_probes.pair_angles(method, results, shift) for label, shift in pairs.items()}
+        pairs: dict[str, Row] = {
+            "own": {},
+            "of the same target": {"shift": 2},
+            "of the other target": {"shift": 1},
+            "own, against the opposite": {"opposite": True},
+        }
+        angles = {k: latent_probes.pair_angles(method, results, **v) for k, v in pairs.items()}
         own = None
         for label, found in angles.items():
             row: Row = {"kind": kind, "pairs": label, "part": "all", "gamma": used, "n": n}
@@ -342,14 +348,14 @@ def seeds(n: int) -> Iterator[Row]:
     """App. G: five seeds a face; how far the counterfactuals lie apart, and whether they all flip. And each seed alone."""
     x, _ = faces("test", "smile", n)
     distance = closeness.lpips_distance(closeness.perceptual_network(x))
-    for label, method in {
-        "LDCE-txt": ldce("smile-old", "smile"),
-        "LDCE-txt, start at 80 %": ldce("smile-old", "smile", start=_later(ldce("smile-old", "smile"), 0.8)),
-    }.items():
+    usual = ldce("smile-old", "smile")
+    later = ldce("smile-old", "smile", start=max(usual.start, round(0.96 * usual.steps)))
+    for label, method in {"LDCE-txt": usual, "LDCE-txt, from 96 %": later}.items():
         runs = method.explain_many(x, 1 - method.classifier.predict(x), seeds=5, progress=False)
         flips = torch.stack([r.flipped for r in runs])
         yield {
             "method": label,
+            "start": method.start,
             "diversity": metrics.diversity(runs, distance),
             "diversity_l1": metrics.diversity(runs),
             "to_input": metrics.average(
@@ -361,10 +367,6 @@ def seeds(n: int) -> Iterator[Row]:
             "n": n,
             "seeds": 5,
         }
-
-
-def _later(method: LDCE, share: float) -> int:
-    return max(method.start, round(share * method.steps))
 
 
 Problem = tuple[str, str, str]
