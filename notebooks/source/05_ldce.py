@@ -889,6 +889,17 @@ claim(
     "this course",
     less(opposed[OPEN], passed[OPEN]),
 )
+specific = less(stranger[0].get("passed_against_own"), 0.0)
+claim(
+    "More agree than with the model's opinion about another image that wants the same",
+    "this course",
+    specific,
+)
+if consensus_full and specific != REPRODUCED:
+    say(
+        f"Another image's opinion lets {stranger[0]['passed']} of the places pass, its own {own[0]['passed']}. So *which* places pass depends little on this image: the veto **thins out** the "
+        "classifier's wish, about as much as a stranger's veto would. Keep this in mind when you read what it is good for (section 10, and the open exercise B)."
+    )
 against_opposite = value(
     consensus_full, "passed_against_own", kind="txt", part="all", pairs="own, against the opposite"
 )
@@ -901,17 +912,6 @@ if against_opposite is not None:
         "With the opposite prompt in the place of the empty one, more places agree",
         "this course",
         less(0.0, against_opposite),
-    )
-specific = less(stranger[0].get("passed_against_own"), 0.0)
-claim(
-    "More agree than with the model's opinion about another image that wants the same",
-    "this course",
-    specific,
-)
-if consensus_full and specific != REPRODUCED:
-    say(
-        f"Another image's opinion lets {stranger[0]['passed']} of the places pass, its own {own[0]['passed']}. So *which* places pass depends little on this image: the veto **thins out** the "
-        "classifier's wish, about as much as a stranger's veto would. Keep this in mind when you read what it is good for (section 10, and the open exercise B)."
     )
 claim(
     "More agree where the class is to be seen than over the whole image",
