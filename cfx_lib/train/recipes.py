@@ -495,7 +495,7 @@ def _avatars_autoencoder() -> Job:
         Recipe(
             steps=5500,
             batch=32,
-            lr=1e-3,
+            lr=1.5e-3,
             decay_from=0.4,
             ema=0.998,
             objective="reconstructing avatars/train",
@@ -511,6 +511,11 @@ def _avatars_autoencoder() -> Job:
 
 
 def _avatars_sd() -> Job:
+    """The UNet and its text encoder together, from scratch.
+
+    Styles follow the prompt early; attributes do so late and suddenly. In the shipped run glasses made little difference to
+    the predicted noise at step 5,500 and the smile hardly any; both were obeyed at the end. A shorter training stays at styles.
+    """
     from cfx_lib.train.latent_cards import text_card
 
     tokenizer = tokens.make_tokenizer(avatars.WORDS)
