@@ -40,7 +40,8 @@ def root() -> Path:
 def folder_of(method: Any, x: Tensor, target: Tensor, seed: int) -> Path:
     """Where the counterfactuals of a method are kept: its name, and a hash of all that decides them.
 
-    That is its settings and prompts, the weights of its networks, the images and targets, the seed, and the code of the methods.
+    That is its settings and prompts, the weights of its networks, the images and targets, the seed, and the code of the
+    methods; not the presets, since the settings that come of them are counted already.
     """
     parts = ("denoiser", "classifier", "robust", "perceptual", "model")
     networks = [getattr(method, part, None) for part in parts]
@@ -52,7 +53,7 @@ def folder_of(method: Any, x: Tensor, target: Tensor, seed: int) -> Path:
     digest.update(x.numpy().tobytes() + target.numpy().tobytes())
     code = Path(cfx_lib.__file__).parent
     for source in (code / "diffusion.py", *sorted(code.glob("methods/*.py"))):
-        digest.update(source.read_bytes())
+        digest.update(source.read_bytes() * (source.name != "presets.py"))
     label = f"{type(method).__name__}-{names[1].replace('/', '-').replace(':', '-')}"
     return root() / f"{label}-{digest.hexdigest()[:16]}"
 

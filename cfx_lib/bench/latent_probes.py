@@ -68,12 +68,13 @@ def latent_descent(
     return result
 
 
-def pair_angles(method: LDCE, results: list[CFResult], shift: int = 0) -> Tensor:
+def pair_angles(method: LDCE, results: list[CFResult], shift: int = 0, opposite: bool = False) -> Tensor:
     """Angles of Eq. 10 along recorded explanations, in degrees: (N, steps, h, w), NaN where undefined.
 
     `results`: of `explain(..., record=True)`, a list of batches. `shift=0`: the two scores of the same face. Another
     shift pairs the classifier's score of a face with the implicit one of the face so many places further on in its
-    batch, at the same step: what scores agree about that do not belong together.
+    batch, at the same step: what scores agree about that do not belong together. `opposite` (two classes): the implicit
+    score against the opposite class, eps_c - eps_c', in which what all conditions have in common falls out.
     """
     model, alphas = method.model, method.model.alphas_cumprod
     timesteps, found = ddim_timesteps(len(alphas), method.steps), []
@@ -81,6 +82,7 @@ def pair_angles(method: LDCE, results: list[CFResult], shift: int = 0) -> Tensor
         for r in results:
             wanted = conditions_of(method.prompts, r.x, r.target, model.kind)
             conditions = (model.unconditional(len(r.x)), model.condition(wanted))
+            others = conditions_of(method.prompts, r.x, 1 - r.target, model.kind) if opposite else None
             angles = []
             for s in r.steps:
                 at = (s.t, float(alphas[timesteps[s.i]]))
@@ -88,7 +90,10 @@ def pair_angles(method: LDCE, results: list[CFResult], shift: int = 0) -> Tensor
                 scores = latent_scores(
                     networks, conditions, (s.z, r.x, r.target), at, method.distance, method.clip
                 )
-                implicit = (scores.eps_c - scores.eps_uc).roll(-shift, 0)
+                base_eps = scores.eps_uc
+                if opposite:
+                    base_eps = model.eps(s.z, torch.full((len(s.z),), s.t), model.condition(others))
+                implicit = (scores.eps_c - base_eps).roll(-shift, 0)
                 angles.append(consensus_angles(scores.cls_score, implicit, method.patch))
             found.append(torch.stack(angles, 1))
     return torch.cat(found)

@@ -9,78 +9,41 @@ processes can share the work: `python -c "from cfx_lib.bench import ldce_study; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cfx_lib import metrics, zoo
-from cfx_lib.bench import ace_study, dime_study, dvce_study, latent_probes, model_errors
+from cfx_lib import metrics
+from cfx_lib.bench import dime_study, latent_probes, ldce_faces, model_errors
 from cfx_lib.bench.conditions import CONDITIONS
-from cfx_lib.bench.dime_study import Row, classifier_of, explain, faces, graded, oracle_of, preset_of
+from cfx_lib.bench.dime_study import Row, classifier_of, explain, faces, graded, oracle_of
 from cfx_lib.bench.dvce_study import cost_of, gaps
 from cfx_lib.bench.kept import explained, joined, pretended
+from cfx_lib.bench.ldce_errors import HAT, errors
+from cfx_lib.bench.ldce_faces import MODELS, WEAK, latent, ldce, prompts_of, variants_of
 from cfx_lib.methods.ldce import LDCE, random_share
 from cfx_lib.metrics import closeness, features, frechet, realism, similarity, transition
 from cfx_lib.metrics.value import Value
 from cfx_lib.types import CFResult
-from cfx_lib.worlds import avatars, personas
+from cfx_lib.worlds import personas
 
-MODELS = {"txt": "avatars/sd", "cls": "avatars/dit"}
-WEAK = "old-weak"
-"""The weak classifier of age, see its card."""
-
-
-# ------------------------------------------------------------------------------------------------ LDCE on faces
-
-
-@lru_cache(maxsize=2)
-def latent(name: str) -> Any:
-    return zoo.load(name, channels_last=True)
-
-
-def prompts_of(kind: str, attribute: str) -> Any:
-    """How a target class becomes a condition: a caption; for the class-conditional model a class, which needs the glasses.
-
-    Its classes are style, smile and glasses, so that it can be asked for a smile and not for an age.
-    """
-    if kind == "txt":
-        return {k: avatars.prompt("personas", **{attribute: bool(k)}) for k in (0, 1)}
-    if attribute != "smile":
-        raise ValueError(f"{MODELS[kind]} has no classes of {attribute!r}; expected 'smile'.")
-    return _classes
+__all__ = [
+    "HAT",
+    "TABLES",
+    "WEAK",
+    "counterfactuals",
+    "fill",
+    "latent",
+    "ldce",
+    "prompts_of",
+    "run",
+    "variants_of",
+]
 
 
-def _classes(x: Tensor, target: Tensor) -> list[int]:
-    worn = oracle_of("eyeglasses").predict(x)
-    return [
-        avatars.class_id("personas", bool(k), bool(g))
-        for k, g in zip(target.tolist(), worn.tolist(), strict=True)
-    ]
-
-
-def ldce(name: str, attribute: str, kind: str = "txt", preset: str | None = None, **changes: Any) -> LDCE:
-    """LDCE on the classifier `name`, asked about `attribute`; `kind`: "txt" or "cls"."""
-    preset = preset or (
-        "fast/cls" if kind == "cls" and "fast/cls" in LDCE.PRESETS else preset_of(LDCE, name, attribute)
-    )
-    changes = {"prompts": prompts_of(kind, attribute)} | changes
-    return LDCE.preset(preset, latent(MODELS[kind]), classifier_of(name, attribute), **changes)
-
-
-def variants_of(name: str, attribute: str) -> dict[str, Any]:
-    """The methods of `ldce_main` on a classifier."""
-    full = f"personas/{name}:{attribute}"
-    methods = {
-        "LDCE-txt": ldce(name, attribute),
-        "LDCE-no consensus": ldce(name, attribute, consensus=False),
-        "LDCE-txt, classifier-free overwrite": ldce(name, attribute, overwrite="classifier-free"),
-    }
-    if attribute == "smile":
-        methods["LDCE-cls"] = ldce(name, attribute, "cls")
-    return methods | {"DVCE": dvce_study.dvce(full), "ACE": ace_study.ace(name, attribute)}
+# ------------------------------------------------------------------------------------------- counterfactuals
 
 
 def counterfactuals(condition: str, n: int = 64) -> dict[str, list[CFResult]]:
@@ -251,7 +214,7 @@ def direct(n: int) -> Iterator[Row]:
     """Sect. 3.1: the gradient straight in the latent, without diffusion; the change is also measured from D(E(x))."""
     for name in ("smile-old", "brittle"):
         x, _ = faces("test", "smile", n)
-        classifier, model = classifier_of(name, "smile"), latent(MODELS["txt"])
+        classifier, model = classifier_of(name, "smile"), ldce_faces.latent(MODELS["txt"])
         target = 1 - classifier.predict(x)
         plain = latent_probes.reconstruction(model, x)
         runs = {
@@ -284,7 +247,8 @@ def consensus_table(n: int) -> Iterator[Row]:
     """Which latent pixels pass Eq. 11: own scores against those of other faces and against random directions.
 
     "of the same target": the implicit score of another face that is asked for the same; "of the other target": of one
-    that is asked for the opposite. Rows with "step" are single steps of the own pairs, the noisiest first.
+    that is asked for the opposite; "own, against the opposite": the implicit score eps_c - eps_c' of the two prompts, not
+    the paper's. Rows with "step" are single steps of the own pairs, the noisiest first.
     """
     name, attribute = "smile-old", "smile"
     x, _ = faces("test", attribute, n)
@@ -293,8 +257,13 @@ def consensus_table(n: int) -> Iterator[Row]:
         method = ldce(name, attribute, kind)
         results = explain(method, x, target, record=True)
         used, channels = method.gamma, method.model.channels
-        pairs = {"own": 0, "of the same target": 2, "of the other target": 1}
-        angles = {label: latent_probes.pair_angles(method, results, shift) for label, shift in pairs.items()}
+        pairs: dict[str, Row] = {
+            "own": {},
+            "of the same target": {"shift": 2},
+            "of the other target": {"shift": 1},
+            "own, against the opposite": {"opposite": True},
+        }
+        angles = {k: latent_probes.pair_angles(method, results, **v) for k, v in pairs.items()}
         own = None
         for label, found in angles.items():
             row: Row = {"kind": kind, "pairs": label, "part": "all", "gamma": used, "n": n}
@@ -318,24 +287,23 @@ def consensus_table(n: int) -> Iterator[Row]:
             yield row | {"passed": _shares(at, used), "passed_50": _shares(at, 50.0)}
 
 
-def _varied(
-    changes: dict[Any, Row], key: str, n: int, split: str = "test", first: Any = None
-) -> Iterator[Row]:
+def _tried(method: LDCE, x: Tensor, target: Tensor, attribute: str) -> Row:
+    """A setting: flips, closeness, and the share of latent pixels that passed beside that of random directions."""
+    results = explain(method, x, target)
+    passed = metrics.average(joined_extra(results, "passed").double().mean(1), unit="%")
+    chance = random_share(method.gamma, method.model.channels, method.patch)
+    return {**short(results, attribute), "passed": passed, "random": chance}
+
+
+def _varied(changes: dict[Any, Row], key: str, n: int, first: Any) -> Iterator[Row]:
     """LDCE-txt on smile with changed settings, a row for each; gaps are against the row `first`."""
     name, attribute = "smile-old", "smile"
-    x, _ = faces(split, attribute, n)
+    x, _ = faces("test", attribute, n)
     target = 1 - classifier_of(name, attribute).predict(x)
-    rows = {}
-    for label, settings in changes.items():
-        method = ldce(name, attribute, **settings)
-        results = explain(method, x, target)
-        passed = metrics.average(joined_extra(results, "passed").double().mean(1), unit="%")
-        rows[label] = {key: label, **short(results, attribute), "passed": passed}
-        rows[label]["random"] = random_share(method.gamma, method.model.channels, method.patch)
-    for row in rows.values():
-        yield row | (
-            gaps(row, rows[first], ("flip_rate", "semantic_flip_rate"), "first") if first in rows else {}
-        )
+    rows = {k: _tried(ldce(name, attribute, **v), x, target, attribute) for k, v in changes.items()}
+    for label, row in rows.items():
+        apart = gaps(row, rows[first], ("flip_rate", "semantic_flip_rate"), "first")
+        yield {key: label, **row, **(apart if label != first else {})}
 
 
 def joined_extra(results: list[CFResult], name: str) -> Tensor:
@@ -380,14 +348,14 @@ def seeds(n: int) -> Iterator[Row]:
     """App. G: five seeds a face; how far the counterfactuals lie apart, and whether they all flip. And each seed alone."""
     x, _ = faces("test", "smile", n)
     distance = closeness.lpips_distance(closeness.perceptual_network(x))
-    for label, method in {
-        "LDCE-txt": ldce("smile-old", "smile"),
-        "LDCE-txt, start at 80 %": ldce("smile-old", "smile", start=_later(ldce("smile-old", "smile"), 0.8)),
-    }.items():
+    usual = ldce("smile-old", "smile")
+    later = ldce("smile-old", "smile", start=max(usual.start, round(0.96 * usual.steps)))
+    for label, method in {"LDCE-txt": usual, "LDCE-txt, from 96 %": later}.items():
         runs = method.explain_many(x, 1 - method.classifier.predict(x), seeds=5, progress=False)
         flips = torch.stack([r.flipped for r in runs])
         yield {
             "method": label,
+            "start": method.start,
             "diversity": metrics.diversity(runs, distance),
             "diversity_l1": metrics.diversity(runs),
             "to_input": metrics.average(
@@ -401,81 +369,78 @@ def seeds(n: int) -> Iterator[Row]:
         }
 
 
-def _later(method: LDCE, share: float) -> int:
-    return max(method.start, round(share * method.steps))
+Problem = tuple[str, str, str]
 
 
-SETTINGS: dict[str, Row] = {"fast": {}}
-"""All settings that were tried on validation faces; the first is the preset that came of it."""
+def _full(steps: int, start: int, gamma: float, lambda_c: float, lambda_d: float, **more: Any) -> Row:
+    """A setting in full, so that it does not depend on the preset."""
+    plain = {"steps": steps, "start": start, "gamma": gamma, "lambda_c": lambda_c, "lambda_d": lambda_d}
+    return plain | {"eta": 2.0, "norm": "released"} | more
+
+
+SETTINGS: dict[Problem, dict[str, Row]] = {
+    ("smile-old", "smile", "txt"): {
+        "preset": {},
+        "1": _full(50, 36, 50.0, 8.0, 1.2),
+        "2": _full(50, 36, 60.0, 3.95, 1.2, norm="paper", eta=0.1),
+        "3": _full(50, 36, 90.0, 3.95, 3.0, norm="paper", eta=0.1),
+        "4": _full(50, 40, 75.0, 30.0, 8.0),
+        "5": _full(50, 40, 60.0, 30.0, 4.0),
+        "6": _full(50, 40, 75.0, 30.0, 15.0),
+        "7": _full(50, 40, 75.0, 16.0, 6.0),
+        "8": _full(50, 40, 75.0, 3.95, 2.0, norm="paper", eta=0.2),
+        "9": _full(50, 42, 75.0, 20.0, 10.0),
+        "10": _full(25, 20, 60.0, 16.0, 6.0),
+        "11": _full(50, 40, 60.0, 12.0, 5.0),
+        "12": _full(50, 38, 50.0, 12.0, 5.0),
+        "13": _full(25, 20, 75.0, 12.0, 6.0),
+        "14": _full(25, 20, 60.0, 12.0, 5.0),
+    },
+    ("smile-old", "old", "txt"): {"preset": {}, "1": _full(25, 22, 60.0, 16.0, 6.0)},
+    ("smile-old", "smile", "cls"): {
+        "preset": {},
+        "1": _full(25, 20, 60.0, 12.0, 6.0),
+        "2": _full(25, 20, 75.0, 12.0, 6.0),
+        "3": _full(25, 20, 60.0, 30.0, 12.0),
+        "4": _full(25, 20, 60.0, 2.5, 2.0),
+        "5": _full(25, 20, 60.0, 5.0, 4.0),
+        "6": _full(25, 18, 60.0, 3.5, 2.0),
+        "7": _full(25, 20, 75.0, 3.5, 2.0),
+        "8": _full(25, 20, 60.0, 3.5, 1.5),
+        "9": _full(25, 20, 60.0, 4.0, 2.0, norm="paper", eta=0.1),
+        "10": _full(25, 20, 60.0, 6.0, 3.0, norm="paper", eta=0.1),
+    },
+    (WEAK, "old", "txt"): {
+        "preset": {},
+        "1": _full(25, 20, 75.0, 12.0, 6.0),
+        "2": _full(25, 22, 75.0, 16.0, 3.0),
+    },
+}
+"""Network, attribute, kind -> the settings that were tried on validation faces; "preset" is what came of it."""
+SEARCHED = ("steps", "start", "gamma", "eta", "lambda_c", "lambda_d", "norm")
+
+
+def validation(name: str, attribute: str, n: int) -> tuple[Tensor, Tensor]:
+    """Validation faces and targets: the other class, and for the weak classifier the true class of faces it gets wrong."""
+    if name != WEAK:
+        x, _ = faces("val", attribute, n)
+        return x, 1 - classifier_of(name, attribute).predict(x)
+    x, factors = personas.load("val")
+    truth = torch.from_numpy(factors["age"] > personas.BOUNDARY["old"] + model_errors.CLEAR).long()
+    found = model_errors.find(classifier_of(name, attribute), x, truth)
+    rows = found.rows[found.labels == 1].sort().values[:n]
+    return x[rows], truth[rows]
 
 
 def settings(n: int) -> Iterator[Row]:
-    """The search for the preset, on validation faces."""
-    for row in _varied(SETTINGS, "setting", n, "val", first="fast"):
-        values = {**LDCE.PRESETS["fast"], **SETTINGS[row["setting"]]}
-        shown = {k: v for k, v in values.items() if isinstance(v, int | float | str)}
-        yield row | shown | {"chosen": row["setting"] == "fast", "split": "val"}
-
-
-# ------------------------------------------------------------------------------------------------- model errors
-
-HAT = {"hair": "beanie"}
-
-
-def errors(n: int) -> Iterator[Row]:
-    """Sect. 4.3 and App. J on the weak classifier of age: found, explained, mended. `n` images of the error type.
-
-    "part": "found" (error rates of test faces with and without an attribute), "explained" (wrong faces towards their
-    true class), "missing" (attributes that the flipped ones bring, also against what the model does without guidance),
-    "mended" (the fine-tuning; "App. J" with the class's share of new images as in ImageNet, 25 beside about 1,300 of
-    their class), "paper".
-    """
-    weak, oracle = classifier_of(WEAK, "old"), dime_study._model("personas/oracle")
-    x, factors = personas.load("test")
-    labels = torch.from_numpy(factors["age"] > personas.BOUNDARY["old"]).long()
-    clear = torch.from_numpy(abs(factors["age"] - 0.5) > model_errors.CLEAR)
-    x, labels, has = x[clear], labels[clear], personas.attributes(factors)[clear]
-    found = model_errors.find(weak, x, labels)
-    yield {"part": "found", "attribute": "all", "with": found.rate, "n": len(x)}
-    for row in model_errors.error_rates_by(found, has, personas.ATTRIBUTES)[:6]:
-        yield {"part": "found", **row}
-    yield from _explained_errors(weak, oracle, found, min(n // 2, 24))
-    yield from _mended_errors(weak, n, (x, labels))
-    for label, (rate, change) in model_errors.PAPER_ERRORS.items():
-        yield {"part": "paper", "label": label, "paper_error_all": rate, "paper_change": change, "n": 50}
-
-
-def _explained_errors(weak: Any, oracle: Any, found: model_errors.Errors, n: int) -> Iterator[Row]:
-    wrong, truth = found.x[:n], found.labels[:n]
-    if not len(wrong):
-        return
-    method = ldce(WEAK, "old")
-    results, free = (explain(m, wrong, truth) for m in (method, ldce(WEAK, "old", lambda_c=0.0)))
-    about = {"part": "explained", "label": "LDCE-txt", "flip_rate": metrics.flip_rate(results)}
-    yield about | {"free_flip_rate": metrics.flip_rate(free), "n": len(wrong)}
-    for row in model_errors.missing_features(results, oracle, free)[:6]:
-        yield {"part": "missing", **row}
-
-
-def _mended_errors(weak: Any, n: int, test: tuple[Tensor, Tensor]) -> Iterator[Row]:
-    x, y, _ = model_errors.render_type(HAT, "old", n)
-    young_x, young_y, _ = model_errors.render_type(HAT, "old", n, positive=False, seed=1)
-    train_x, factors = personas.load("gray", 2500)
-    train = train_x, torch.from_numpy(factors["age"] > personas.BOUNDARY["old"]).long()
-    trainings: dict[str, Row] = {
-        "App. J": {},
-        "App. J, batch 64": {"batch": 64},
-        "App. J, new images 10 times": {"repeat": 10},
-    }
-    for label, options in trainings.items():
-        mended, row = model_errors.mend(weak, x, y, train, test, **options)
-        before, after = (model_errors.error_rate(c, young_x, young_y) for c in (weak, mended))
-        row |= {
-            "young_before": before,
-            "young_after": after,
-            "young_change": metrics.difference(after, before),
-        }
-        yield {"part": "mended", "error_type": "old people with a hat", "label": label, **row}
+    """The search for the presets, on validation faces only."""
+    for (name, attribute, kind), tried in SETTINGS.items():
+        x, target = validation(name, attribute, n)
+        for label, changes in tried.items():
+            method = ldce(name, attribute, kind, **changes)
+            row = {"classifier": name, "attribute": attribute, "kind": kind, "setting": label}
+            row |= {k: getattr(method, k) for k in SEARCHED}
+            yield {**row, "chosen": label == "preset", "split": "val", **_tried(method, x, target, attribute)}
 
 
 TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (rows, number of faces)

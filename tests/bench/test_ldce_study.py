@@ -6,12 +6,12 @@ import latents
 import pytest
 import torch
 
-from cfx_lib import zoo
-from cfx_lib.bench import kept, latent_probes, ldce_study, model_errors, results
+from cfx_lib.bench import kept, latent_probes, ldce_faces, ldce_study, model_errors, results
 from cfx_lib.bench.dime_study import classifier_of, explain, faces
 from cfx_lib.methods.ace import ACE
 from cfx_lib.methods.dvce import DVCE
 from cfx_lib.methods.ldce import LDCE, random_share
+from cfx_lib.zoo.latent import LatentDiffusion
 
 NAMES = {"smile": ("sad", "smiling"), "old": ("sad", "a")}  # words that the tiny text encoder knows
 
@@ -29,7 +29,9 @@ def tiny() -> dict:
         "avatars/sd": latents.stable_diffusion(**sizes),
         "avatars/dit": latents.dit(sample_size=16, levels=3),
     }
-    return {name: zoo.latent_diffusion(pipeline, name=name) for name, pipeline in pipelines.items()}
+    return {
+        name: LatentDiffusion(pipeline, name).requires_grad_(False) for name, pipeline in pipelines.items()
+    }
 
 
 @pytest.fixture
@@ -38,8 +40,10 @@ def quick(monkeypatch, tmp_path, tiny):  # noqa: ANN001, ANN201
     chain = {"steps": 10, "start": 2}
     for method, changes in {LDCE: chain, DVCE: chain, ACE: chain | {"iterations": 1}}.items():
         monkeypatch.setattr(method, "PRESETS", {k: v | changes for k, v in method.PRESETS.items()})
-    monkeypatch.setattr(ldce_study, "latent", tiny.__getitem__)
-    monkeypatch.setattr(ldce_study, "prompts_of", prompts_of)
+    monkeypatch.setattr(ldce_faces, "latent", tiny.__getitem__)
+    monkeypatch.setattr(ldce_faces, "prompts_of", prompts_of)
+    few = {problem: {"preset": {}, "1": {"start": 1}} for problem in ldce_study.SETTINGS}
+    monkeypatch.setattr(ldce_study, "SETTINGS", few)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(kept, "root", lambda: tmp_path / "kept")
     tune = model_errors.finetune_last_layer
@@ -101,9 +105,11 @@ def test_a_table_can_be_made_and_read_back(name: str, quick) -> None:  # noqa: A
         assert all(r["seeds"] == 5 and r["all_flip"].mean <= r["any_flips"].mean for r in rows)
         assert all(r["diversity"].backbone for r in rows)
     if name == "ldce_settings":
-        assert [r["setting"] for r in rows] == list(ldce_study.SETTINGS)
-        assert [r["chosen"] for r in rows] == [r["setting"] == "fast" for r in rows]
-        assert all(r["split"] == "val" and r["start"] == 2 for r in rows[:1])
+        tried = [(*problem, label) for problem, labels in ldce_study.SETTINGS.items() for label in labels]
+        assert [(r["classifier"], r["attribute"], r["kind"], r["setting"]) for r in rows] == tried
+        assert [r["chosen"] for r in rows] == [r["setting"] == "preset" for r in rows]
+        assert all(r["split"] == "val" for r in rows)
+        assert all(r["start"] == 2 for r in rows if r["chosen"])
     if name == "ldce_errors":
         parts = [r["part"] for r in rows]
         assert parts[0] == "found" and {"found", "explained", "mended", "paper"} <= set(parts)
@@ -147,6 +153,8 @@ def test_angles_are_those_that_the_method_recorded(quick) -> None:  # noqa: ANN0
     angles = latent_probes.pair_angles(method, found)
     assert torch.allclose(angles, found[0].extra["angles"], atol=1e-2, equal_nan=True)
     assert not torch.allclose(latent_probes.pair_angles(method, found, 1), angles, atol=1.0, equal_nan=True)
+    contrast = latent_probes.pair_angles(method, found, opposite=True)
+    assert contrast.shape == angles.shape and not torch.allclose(contrast, angles, atol=1.0, equal_nan=True)
     path = latent_probes.x0_path(found)
     assert path.shape == (3, 4, 3, 64, 64) and torch.equal(path[-1], found[0].x_cf)
 
@@ -193,6 +201,14 @@ def test_gap_of_two_fids(quick) -> None:  # noqa: ANN001
     assert (none.mean, none.low, none.high) == (0, 0, 0)
 
 
+def test_settings_that_were_tried_say_all_that_was_varied() -> None:
+    for tried in ldce_study.SETTINGS.values():
+        names = list(tried)
+        assert names[0] == "preset" and tried["preset"] == {}
+        assert all(set(tried[k]) == set(ldce_study.SEARCHED) for k in names[1:])
+        assert len({str(v) for v in tried.values()}) == len(tried)
+
+
 def test_random_share_is_the_paper_s_null() -> None:
     assert random_share(50, 4) == pytest.approx(0.121, abs=1e-3)
 
@@ -200,3 +216,11 @@ def test_random_share_is_the_paper_s_null() -> None:
 def test_unknown_table_is_named() -> None:
     with pytest.raises(ValueError, match="ldce_main"):
         ldce_study.run(["ldce_nothing"])
+
+
+def test_stored_tables_are_complete() -> None:
+    """Every table that the notebook reads is there, in full mode, with where it comes from."""
+    for name, (_, n) in ldce_study.TABLES.items():
+        stored = results.load(name)
+        assert stored.mode == "full" and stored.commit and stored.date, name
+        assert max(row["n"] for row in stored.rows if "n" in row) >= n, name

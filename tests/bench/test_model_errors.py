@@ -180,7 +180,7 @@ def test_mend_lowers_the_error_of_the_other_half(network: nn.Module) -> None:
     x, y = colours(80)
     mended, row = model_errors.mend(network, x, y, test=colours(60, seed=1), epochs=40, batch=8, augment=None)
     assert row["error_all"].n == 80 and row["n_test"] == row["error_before"].n == row["error_after"].n == 40
-    assert row["error_after"].mean < row["error_before"].mean and row["error_after"].mean < 0.2
+    assert row["error_after"].mean < row["error_before"].mean and row["error_after"].mean < 0.3
     assert row["change"].mean == pytest.approx(row["error_after"].mean - row["error_before"].mean)
     assert row["accuracy_after"].mean > row["accuracy_before"].mean
     assert row["error_after"].mean == model_errors.error_rate(mended, x[40:], y[40:]).mean
