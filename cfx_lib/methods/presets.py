@@ -155,7 +155,7 @@ LDCE_PROMPTS: dict[str, str] = {
 
 # LDCE, Sect. 4 and Table 5: 500 steps (a respacing factor of 2), eta = 2, l1, places of 1x1, zeros; "cls" is the column
 # of the class-conditional model, "classifier-free" the starred rows of Table 6. With Algorithm 1's ||eps_c|| these weights
-# make the guidance several times as long as the noise itself; they were tuned with the released code's norm.
+# make the guidance several times as long as the noise itself; they look like weights for the norm of the released code.
 _LDCE: dict[str, Any] = {"steps": 500, "eta": 2.0, "distance": "l1", "patch": 1, "overwrite": "zeros"}
 _LDCE_TXT = _LDCE | {"start": 191, "gamma": 50.0, "lambda_c": 3.95, "lambda_d": 1.2}
 _LDCE_HQ = _LDCE | {"start": 200, "gamma": 55.0, "lambda_c": 4.0, "lambda_d": 3.3}
