@@ -1692,7 +1692,7 @@ say(
 # ## 13 · What the released code does differently
 #
 # - **Another length.** Algorithm 1 measures guidance in $\lVert\epsilon_c\rVert$, the released code in
-#   $\lVert\epsilon_c-\epsilon_{uc}\rVert$, which is much shorter. Table 5's weights must be meant for the latter: with the
+#   $\lVert\epsilon_c-\epsilon_{uc}\rVert$, which is much shorter. Table 5's weights look as if made for the latter: with the
 #   former the guidance is $\eta\lambda_c$ times as long as the predicted noise itself. `norm="released"` (see below).
 # - **Where the noise begins.** The image is noised to one step beyond the first that is denoised. `noise_offset=1`.
 # - **What is cut.** The classifier sees the clean estimate uncut, the distance sees it cut to the range of images.
