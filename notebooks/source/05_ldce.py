@@ -1227,6 +1227,7 @@ if frequency_full:
             xlabel="step (left: noise, right: almost an image)",
             ylabel="distance left to the end (1: the input's)",
             title="Which waves are settled when? (stored)",
+            logy=True,
         )
     )
     shown_steps = [frequency_full[round(n)] for n in torch.linspace(0, len(frequency_full) - 1, 6).tolist()]
