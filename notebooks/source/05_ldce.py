@@ -420,7 +420,7 @@ say(
 )
 direct_full = stored("ldce_direct") if small else []
 if direct_full:
-    results.show_table(direct_full, {"classifier": "classifier", "method": "method"} | SCORE | {"l1_from_reconstruction": "... beyond decoding", "moves": "moves", "n": "faces"})  # fmt: skip
+    results.show_table(direct_full, {"classifier": "classifier", "method": "method"} | {k: v for k, v in SCORE.items() if k != "l1_latent"} | {"l1_from_reconstruction": "... beyond decoding", "moves": "moves", "n": "faces"})  # fmt: skip
 
 # %% [markdown]
 # The walk itself is short:
@@ -519,7 +519,7 @@ if small:
     everyone = zoo.load("avatars/oracle", channels_last=True)
     texts = [avatars.prompt("personas", **{a: True}) for a in ASKED]
     obeyed = []
-    for s in SCALES:
+    for s in (0.0, 2.0, 5.0):
         images = torch.cat(
             [
                 latents.generate(model, texts, guided_eps, eta=s, steps=12, seed=seed)
@@ -533,7 +533,7 @@ if small:
                       | {a: metrics.flip_rate(hits[:, n]) for n, a in enumerate(ASKED)})  # fmt: skip
     results.show_table(obeyed)
     claim("The text guides: more images show what was asked at η = 2 than at η = 0", "Sect. 2.1, after Ho and Salimans",
-          less(obeyed[0]["shows what was asked"], obeyed[2]["shows what was asked"]))  # fmt: skip
+          less(obeyed[0]["shows what was asked"], obeyed[1]["shows what was asked"]))  # fmt: skip
 
 # %% [markdown]
 # ### The implicit classifier, looked at
@@ -620,9 +620,7 @@ with torch.no_grad():
 guessed = torch.tensor(sorted(prompts))[errors.argmin(0).cpu()]
 if small:
     right = metrics.flip_rate(guessed == judge.predict(many[:MANY]))
-    say(
-        f"Without any training for it, the model tells smiles from frowns for {right} of {len(z_many)} faces."
-    )
+    say(f"Without any training for it, the model tells smiles from frowns for {right} of the faces.")
     claim(
         "The diffusion model is a classifier: it is right about more than 70 % of the faces",
         "this course, after Eq. 7",
@@ -780,7 +778,8 @@ settings = {
 }
 results.show_table([{"setting": who, "γ": f"{g:g}°", "channels": d, "passes by chance (Eq. 5.11)": f"{chance_to_agree(g, d):.1%}",
                      "20,000 random pairs": monte_carlo if who == "this run" else None} for who, (g, d) in settings.items()])  # fmt: skip
-some = [scores_at(recorded) for recorded in run.steps[:: max(1, len(run.steps) // 4)]]
+chosen = sorted({0, 1, 2, *range(4, method.start, 5)})
+some = [scores_at(run.steps[n]) for n in chosen]
 asked_about = {"this image": 0, "another, same wish": 2, "another, opposite wish": 1}
 pair_angles = {
     who: torch.stack([place_angles(at.cls_score, (at.eps_c - at.eps_uc).roll(-shift, 0)) for at in some], 1)
@@ -831,7 +830,9 @@ compared = {
     "LDCE-txt, once P(wanted) > 0.5": (run.extra["angles"], ~still_open),
     "no consensus, all steps": (free.extra["angles"], None),
 } | {
-    f"some steps, model asked about {who}": (found_angles, None) for who, found_angles in pair_angles.items()
+    f"{when}, model asked about {who}": (found_angles, where)
+    for when, where in (("some steps", None), ("those with P(wanted) < 0.5", still_open[:, chosen]))
+    for who, found_angles in pair_angles.items()
 }
 passed = {who: share_of(a <= method.gamma, where) for who, (a, where) in compared.items()}
 opposed = {who: share_of(a >= 180 - method.gamma, where) for who, (a, where) in compared.items()}
@@ -875,6 +876,15 @@ by_place = {"where": metrics.average(inside, unit="%"), "elsewhere": metrics.ave
 say(
     f"In the region of the {'mouth' if small else 'middle'} {by_place['where']} of the places pass, elsewhere {by_place['elsewhere']}; by chance {null:.1%}."
 )
+early_on = torch.where(still_open[:, :, None, None], run.extra["agree"].double(), torch.nan).nanmean(
+    1
+)  # (N,h,w)
+mouth = at_mouth[:, 0].to(early_on.device)
+unsure = {
+    who: metrics.average((early_on * place).flatten(1).sum(1) / place.sum(), unit="%")
+    for who, place in (("where", mouth), ("elsewhere", ~mouth))
+}
+say(f"As long as the classifier is not convinced these are {unsure['where']} and {unsure['elsewhere']}.")
 own = only(consensus_full, kind="txt", pairs="own", part="all") or [
     {"passed": passed["LDCE-txt, all steps"], "passed_mouth": by_place["where"], "random": null}
 ]
@@ -897,8 +907,8 @@ claim(
 )
 if consensus_full and specific != REPRODUCED:
     say(
-        f"Another image's opinion lets {stranger[0]['passed']} of the places pass, its own {own[0]['passed']}. So *which* places pass depends little on this image: the veto **thins out** the "
-        "classifier's wish, about as much as a stranger's veto would. Keep this in mind when you read what it is good for (section 10, and the open exercise B)."
+        f"Over all steps another image's opinion lets {stranger[0]['passed']} of the places pass, its own {own[0]['passed']}. Most of these steps come after the classifier was convinced (see the rows of "
+        "P(wanted) above). There the veto merely **thins out** its wish, about as much as a stranger's veto would. Keep this in mind when you read what it is good for (section 10, and the open exercise B)."
     )
 against_opposite = value(
     consensus_full, "passed_against_own", kind="txt", part="all", pairs="own, against the opposite"
@@ -914,11 +924,9 @@ if against_opposite is not None:
         less(0.0, against_opposite),
     )
 claim(
-    "More agree where the class is to be seen than over the whole image",
+    "More agree where the class is to be seen than elsewhere, as long as the classifier is not convinced",
     "this course",
-    less(own[0]["passed"], own[0]["passed_mouth"])
-    if consensus_full
-    else less(by_place["elsewhere"], by_place["where"]),
+    less(unsure["elsewhere"], unsure["where"]),
 )
 
 # %% [markdown]
@@ -1219,6 +1227,7 @@ if frequency_full:
             xlabel="step (left: noise, right: almost an image)",
             ylabel="distance left to the end (1: the input's)",
             title="Which waves are settled when? (stored)",
+            logy=True,
         )
     )
     shown_steps = [frequency_full[round(n)] for n in torch.linspace(0, len(frequency_full) - 1, 6).tolist()]
@@ -1238,7 +1247,11 @@ if frequency_full:
     )
 else:
     claim("The moves are coarser early than late (share of low waves)", "App. F", less(falls["guided"], 0.0))
-claim("... and so is guidance's own part of them", "this course", less(falls["guidance's part"], 0.0))
+claim(
+    "Guidance's own part of the moves is coarser early than late",
+    "this course",
+    less(falls["guidance's part"], 0.0),
+)
 
 # %% [markdown]
 # ## 9 · Other noise, another explanation
@@ -1740,7 +1753,7 @@ results.show_table(
 )
 claim(
     "Guidance measured as Algorithm 1 says is at least three times as long as the released code's",
-    "Algorithm 1, line 10",
+    "this course, on line 10",
     less(3.0, times_longer),
 )
 
@@ -1763,6 +1776,7 @@ worst = []
 pool = [("txt", run), ("no consensus", free), ("txt, overwritten", made[STAR])]
 if "LDCE-cls" in made:
     pool.append(("cls", made["LDCE-cls"]))
+pool += [(f"brittle, {kind}", r) for kind, r in first.items()]
 for who, r in pool:
     agrees, sharp = judge.predict(r.x_cf) == r.target, sharpness(r.x_cf, through[: len(r)])
     for n in range(len(r)):
@@ -1774,7 +1788,7 @@ for who, r in pool:
             else f"sharpness {sharp[n]:.2f}"
         )
         rank = 200.0 * (not r.flipped[n]) + 100.0 * (not agrees[n]) + 1 - float(sharp[n])
-        worst.append((rank, f"{who} {wish[n]}\n{reason}", r.x[n], r.x_cf[n]))
+        worst.append((rank, f"{who}\n→ {names[int(r.target[n])]}: {reason}", r.x[n], r.x_cf[n]))
 worst.sort(key=lambda w: -w[0])
 pairs = torch.stack([w[2] for w in worst[:6]]), torch.stack([w[3] for w in worst[:6]])
 display(plots.image_rows({"input": pairs[0], "LDCE": pairs[1], "its change": amplified(pairs[1] - pairs[0])},
@@ -1819,14 +1833,14 @@ if main_full and hard:
         say(
             f"- `{net}`: the judge confirms {words_of_judge[NONE]} without and {words_of_judge['LDCE-txt']} with the consensus. "
             + {
-                REPRODUCED: "It makes explanations more meaningful",
-                NOT_REPRODUCED: "It makes fewer of them meaningful",
-                INCONCLUSIVE: "Whether it makes them more meaningful these faces cannot tell",
+                REPRODUCED: "It makes explanations more meaningful.",
+                NOT_REPRODUCED: "It makes fewer of them meaningful.",
+                INCONCLUSIVE: "Whether it makes them more meaningful these faces cannot tell.",
             }[helps[net]]
             + {
-                REPRODUCED: ", and keeps them closer to the image.",
-                NOT_REPRODUCED: ", and moves them away from the image.",
-                INCONCLUSIVE: ".",
+                REPRODUCED: " It keeps them closer to the image.",
+                NOT_REPRODUCED: " It moves them away from the image.",
+                INCONCLUSIVE: "",
             }[closer[net]]
         )
     alone_rates = [
