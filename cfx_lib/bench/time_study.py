@@ -217,7 +217,7 @@ def _by_attempt(found: list[CFResult], method: TIME, name: str) -> Iterator[Row]
     """How many faces have flipped after each attempt, and how far those of this attempt moved."""
     flipped, confirmed = _confirmed(found)
     last, lengths = extra(found, "attempt"), metrics.lp_norm(found, p=1.0, per_pixel=True, unit_range=True)
-    moved = torch.as_tensor(lengths.scores)
+    moved = torch.tensor(lengths.scores)
     for k, (tau, w) in enumerate(method.attempts):
         here = flipped & (last == k)
         yield {
