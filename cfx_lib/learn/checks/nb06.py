@@ -520,9 +520,9 @@ def planted_shown(before: Tensor, after: Tensor, target: Tensor) -> tuple[float,
     reference=planted_shown,
 )
 def _(answer: Callable) -> None:
-    before = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0, 1, 0]).bool()
-    after = torch.tensor([1, 0, 1, 1, 0, 1, 1, 1, 1, 0]).bool()
-    target = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0, 1, 1])
+    before = torch.tensor([1, 1, 1, 0, 1, 0, 0, 0, 1, 0]).bool()
+    after = torch.tensor([0, 0, 1, 0, 1, 0, 1, 0, 1, 1]).bool()
+    target = torch.tensor([0, 0, 1, 0, 1, 0, 0, 1, 1, 1])
     share, counted = _pair(answer(before, after, target), "share, how many count")
     share, counted = float(number(share)), int(number(counted))
     wanted = target == 1
