@@ -755,7 +755,7 @@ assert errors["EDICT", 3.0][0] < 1e-6 < errors["DDIM", 3.0][0]
 # %%
 inversion_full = stored("time_inversion")
 if inversion_full:
-    results.show_table(inversion_full, {"sampler": "inversion", "steps": "steps", "tau": "τ", "w": "w", "error": "error of the latents", "pixels": "change of the pixels (l1)", "n": "faces"})  # fmt: skip
+    results.show_table(tidy(inversion_full), {"sampler": "inversion", "steps": "steps", "tau": "τ", "w": "w", "error": "error of the latents", "pixels": "change of the pixels (l1)", "n": "faces"})  # fmt: skip
     longest = max(int(row["steps"]) for row in inversion_full)
     at = {"steps": longest, "w": 3.0}
     ddim, edict = (value(inversion_full, "error", sampler=name, **at) for name in ("DDIM", "EDICT"))
@@ -1178,7 +1178,7 @@ if main_full:
     results.show_table([row for row in main_full if row.get("paper_flip_rate")], {"method": "method", "paper_flip_rate": "SR", "paper_fs": "FS", "paper_fva": "FVA",
                        "paper_mnac": "MNAC", "paper_cd": "CD", "paper_cout": "COUT", "paper_fid": "FID"})  # fmt: skip
     attempts_full = only(all_full, classifier="smile-old", part="attempt")
-    results.show_table(attempts_full, {"attempt": "attempt", "tau": "τ", "w": "w", "tried": "faces tried", "flip_rate": "flipped so far", "semantic_flip_rate": "confirmed so far",
+    results.show_table(tidy(attempts_full), {"attempt": "attempt", "tau": "τ", "w": "w", "tried": "faces tried", "flip_rate": "flipped so far", "semantic_flip_rate": "confirmed so far",
                        "l1": "mean change of those flipped here (l1)"})  # fmt: skip
     say("The brittle classifier, whose gradients are speckle (notebook 02), and the two directions:")
     results.show_table(only(all_full, classifier="brittle", part="method"), {"method": "method"} | SCORE | {"n": "faces"})  # fmt: skip
@@ -1258,25 +1258,26 @@ display(
 )
 SWEEP = {"flip_rate": "flip rate", "semantic_flip_rate": "confirmed", "l1_all": "mean change (l1)", "fs": "FS", "cd": "CD", "fid": "FID of the flipped"}  # fmt: skip
 PAPER = {"paper_flip_rate": "SR (thesis)", "paper_fs": "FS (thesis)", "paper_cd": "CD (thesis)", "paper_fid": "FID (thesis)"}  # fmt: skip
+THESIS_5_3 = {
+    3: (0.301, 0.621, 0.871),
+    4: (0.410, 0.740, 0.929),
+    5: (0.501, 0.808, 0.950),
+}  # w: success at τ = 25, 30, 35
+
+
+def tidy(rows):
+    """Rows with their settings as short texts."""
+    return [row | {k: f"{row[k]:g}" for k in ("w", "tau", "paper_tau") if k in row} for row in rows]
+
+
 steps_full = stored("time_steps")
 if steps_full:
-    results.show_table(
-        steps_full, {"paper_tau": "τ of 50", "tau": "τ here", "w": "w"} | SWEEP | PAPER | {"n": "faces"}
-    )
+    results.show_table(tidy(steps_full), {"paper_tau": "τ of 50", "tau": "τ here", "w": "w"} | SWEEP | PAPER | {"n": "faces"})  # fmt: skip
     taus, scales = (sorted({row[key] for row in steps_full}) for key in ("paper_tau", "w"))
+    here_ = {f"here, w = {s:g}": (taus, [value(steps_full, "flip_rate", paper_tau=t, w=s) for t in taus]) for s in scales}  # fmt: skip
     display(
         plots.curve(
-            {
-                f"w = {s:g}": (taus, [value(steps_full, "flip_rate", paper_tau=t, w=s) for t in taus])
-                for s in scales
-            }
-            | {
-                f"thesis, w = {s:g}": (
-                    taus,
-                    [value(steps_full, "paper_flip_rate", paper_tau=t, w=s) for t in taus],
-                )
-                for s in scales
-            },
+            here_ | {f"thesis, w = {s}": ((25, 30, 35), rates) for s, rates in THESIS_5_3.items()},
             xlabel="τ, of 50",
             ylabel="success rate",
             title="Table 5.3: steps and scale",
@@ -1325,7 +1326,9 @@ for name, key, weak, strong, source_ in (
     rows = stored(name)
     if not rows:
         continue
-    results.show_table(rows, {key: key, "paper_tau": "τ of 50", "w": "w"} | SWEEP | PAPER | {"n": "faces"})
+    results.show_table(
+        tidy(rows), {key: key, "paper_tau": "τ of 50", "w": "w"} | SWEEP | PAPER | {"n": "faces"}
+    )
     settings = list(dict.fromkeys((row["paper_tau"], row["w"]) for row in rows))
     for t, s in settings:
         a, b = (value(rows, "flip_rate", **{key: kind, "paper_tau": t, "w": s}) for kind in (weak, strong))
@@ -1369,7 +1372,7 @@ results.show_table(
     ]
 )  # fmt: skip
 if cost_full:
-    results.show_table(cost_full, {"method": "method", "settings": "settings", "gflops": "GFLOPs", "calls": "denoiser calls", "seconds": "seconds", "paper_tflops": "TFLOPs (thesis)", "paper_seconds": "seconds (thesis)"})  # fmt: skip
+    results.show_table(cost_full, {"method": "method", "settings": "settings", "gflops": "GFLOPs", "counted_calls": "denoiser calls", "seconds": "seconds", "paper_tflops": "TFLOPs (thesis)", "paper_seconds": "seconds (thesis)"})  # fmt: skip
 for kind in ("here", "thesis"):
     ops = {
         name: value(cost_full, "gflops", method=name, settings=kind) if cost_full else flops[name]
