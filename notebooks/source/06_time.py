@@ -214,8 +214,8 @@ say(
 # So the model's own word must not be used to explain what *the classifier* means.
 #
 # Below, the first row asks our model in plain English, without a style. The second says the style. The next two say the
-# word that was learned from what the fair classifier calls class 1; the last, the word learned from what the classifier
-# `smile-shortcut` calls class 1. All from the same noise, column by column.
+# words that were learned from what the fair classifier calls class 0 and class 1; the last two, those learned from what
+# the classifier `smile-shortcut` calls so. All from the same noise, column by column.
 #
 # > **Predict first.** `smile-shortcut` was trained where whoever smiles wears glasses. What will its word draw?
 
