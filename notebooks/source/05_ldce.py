@@ -1788,7 +1788,7 @@ for who, r in pool:
             else f"sharpness {sharp[n]:.2f}"
         )
         rank = 200.0 * (not r.flipped[n]) + 100.0 * (not agrees[n]) + 1 - float(sharp[n])
-        worst.append((rank, f"{who}\n→ {names[int(r.target[n])]}: {reason}", r.x[n], r.x_cf[n]))
+        worst.append((rank, f"{who}\n→ {names[int(r.target[n])]}\n{reason}", r.x[n], r.x_cf[n]))
 worst.sort(key=lambda w: -w[0])
 pairs = torch.stack([w[2] for w in worst[:6]]), torch.stack([w[3] for w in worst[:6]])
 display(plots.image_rows({"input": pairs[0], "LDCE": pairs[1], "its change": amplified(pairs[1] - pairs[0])},
