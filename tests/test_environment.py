@@ -177,3 +177,8 @@ def test_links_of_the_readme_lead_somewhere():
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         if not link.startswith("http"):
             assert (ROOT / link).exists(), f"README.md links to {link}, which is not there"
+
+
+def test_shipped_configurations_name_no_folder_of_a_machine():
+    for path in (ROOT / "data" / "weights").rglob("*.json"):
+        assert not re.search(r'"(/|[A-Za-z]:\\\\)[\w.]', path.read_text("utf-8")), path

@@ -140,9 +140,11 @@ def load_codec(folder: Path | None = None) -> nn.Module:
     )
     for place in places:
         if (place / "config.json").exists():
-            return (
-                AutoencoderKL.from_pretrained(place, torch_dtype=torch.float32).eval().requires_grad_(False)
-            )
+            vae = AutoencoderKL.from_pretrained(place, torch_dtype=torch.float32)
+            vae.register_to_config(
+                _name_or_path="avatars/autoencoder"
+            )  # a folder of this machine is nobody's business
+            return vae.eval().requires_grad_(False)
     raise FileNotFoundError(
         f"no autoencoder of avatars in {' or '.join(map(str, places))}. "
         "Train it first: python -m cfx_lib.train avatars/autoencoder"

@@ -250,6 +250,7 @@ def test_text_to_image_is_a_pipeline(stage, tokenizer) -> None:  # noqa: ANN001
     for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
         stored = load_file(out / f"{name}.safetensors")
         assert {v.dtype for v in stored.values() if v.is_floating_point()} == {torch.float16}
+    assert str(stage) not in (out / "vae" / "config.json").read_text(), "no folder of this machine"
     kept = latent.codec_folder() / "diffusion_pytorch_model.safetensors"
     assert (out / "vae" / kept.name).read_bytes() == kept.read_bytes(), "the autoencoder's bytes"
     assert "personas/oracle" in json.loads((out / "figures.json").read_text())["prompts"]
