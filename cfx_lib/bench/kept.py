@@ -53,7 +53,7 @@ def folder_of(method: Any, x: Tensor, target: Tensor, seed: int) -> Path:
     digest.update(x.numpy().tobytes() + target.numpy().tobytes())
     code = Path(cfx_lib.__file__).parent
     for source in (code / "diffusion.py", *sorted(code.glob("methods/*.py"))):
-        digest.update(source.read_bytes() * (source.name != "presets.py"))
+        digest.update(source.read_bytes() * (not source.name.endswith("presets.py")))
     label = f"{type(method).__name__}-{names[1].replace('/', '-').replace(':', '-')}"
     return root() / f"{label}-{digest.hexdigest()[:16]}"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import base, presets
+from . import base, latent_presets
 from .blackbox import black_box, image_parts, image_set
 from .tokens import Tokens
 from .words import Layout, check_free, check_prompts, check_text_model, embed, lay_out
@@ -48,7 +48,7 @@ class Distillation(base.Presets):
     init: Mapping[int | str, str] = field(default_factory=dict)
     takes: str = "float"
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = presets.TIME_TOKENS
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = latent_presets.TIME_TOKENS
 
     def __post_init__(self) -> None:
         base.check_weights(learning_rate=self.learning_rate, weight_decay=self.weight_decay)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from cfx_lib.checks import check_angle, check_patch, check_start, check_target
 from cfx_lib.types import CFResult, Counter, Noise, NoiseSource, Step
 
-from . import base, presets
+from . import base, latent_presets
 from .guidance import unit
 from .latent_guidance import (
     OVERWRITES,
@@ -84,7 +84,7 @@ class LDCE(base.Presets):
     noise_offset: int = 0
     clip: bool = False
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = presets.LDCE
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = latent_presets.LDCE
 
     def __post_init__(self) -> None:
         base.check_weights(eta=self.eta, lambda_c=self.lambda_c, lambda_d=self.lambda_d)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .presets import LDCE_PROMPTS
+from .latent_presets import LDCE_PROMPTS
 
 __all__ = ["Prompts", "class_prompts", "conditions_of"]
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from cfx_lib.checks import check_images, check_target
 from cfx_lib.types import CFResult, Counter, NoiseSource, Step
 
-from . import base, presets
+from . import base, latent_presets
 from .blackbox import BlackBox, black_box
 from .edict import Ddim, Edict, Eps, Level, edict_levels
 from .inversion import Distillation
@@ -60,7 +60,7 @@ class TIME(base.Presets):
     batch: int = 64
     dtype: str = "float64"
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = presets.TIME
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = latent_presets.TIME
 
     def __post_init__(self) -> None:
         black_box(self.predict, self.takes, self.batch)

@@ -357,9 +357,10 @@ def save_grid(x: Tensor, path: Path, columns: int, scale: int = 2) -> None:
     sheet = np.full((rows * columns, h, w, c), 255, np.uint8)
     sheet[:n] = pixels
     sheet = sheet.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
-    Image.fromarray(sheet.squeeze(-1) if c == 1 else sheet).resize(
-        (columns * w * scale, rows * h * scale), Image.NEAREST
-    ).save(path, optimize=True)
+    picture = Image.fromarray(sheet.squeeze(-1) if c == 1 else sheet)
+    if c == 3:  # drawings have few colours
+        picture = picture.quantize(128, dither=Image.Dither.NONE)
+    picture.resize((columns * w * scale, rows * h * scale), Image.NEAREST).save(path, optimize=True)
 
 
 @torch.no_grad()
