@@ -76,7 +76,7 @@ def pair_angles(method: LDCE, results: list[CFResult], shift: int = 0, opposite:
     batch, at the same step: what scores agree about that do not belong together. `opposite` (two classes): the implicit
     score against the opposite class, eps_c - eps_c', in which what all conditions have in common falls out.
     """
-    model, alphas = method.model, method.model.alphas_cumprod
+    model, alphas = method.model, method.model.alpha_bar
     timesteps, found = ddim_timesteps(len(alphas), method.steps), []
     with base.explaining(model, method.classifier):
         for r in results:

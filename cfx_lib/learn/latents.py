@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfx_lib import zoo
-from cfx_lib.methods.latent_guidance import ddim_timesteps
+from cfx_lib.methods.latent_guidance import ddim_step, ddim_timesteps
 from cfx_lib.methods.prompts import class_prompts
 from cfx_lib.types import CFResult
 from cfx_lib.worlds import folders, targets
@@ -18,7 +18,6 @@ from cfx_lib.worlds import folders, targets
 __all__ = [
     "Cast",
     "Preview",
-    "ddim",
     "fit_preview",
     "generate",
     "noised",
@@ -74,14 +73,8 @@ def quiet() -> None:
 
 def noised(model: Any, z: Tensor, t: int, noise: Tensor) -> Tensor:
     """Eq. 2 (LDCE) in the latent space: sqrt(alpha_t) z + sqrt(1 - alpha_t) noise; (N,c,h,w) twice -> (N,c,h,w)."""
-    alpha = float(model.alphas_cumprod[t])
-    return alpha**0.5 * z + (1 - alpha) ** 0.5 * noise
-
-
-def ddim(z: Tensor, eps: Tensor, alpha: float, alpha_next: float) -> Tensor:
-    """Eq. 5 (LDCE) with sigma = 0: the state at alpha_next from the state and its noise at alpha; (N,c,h,w) -> (N,c,h,w)."""
-    z0_hat = (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
-    return alpha_next**0.5 * z0_hat + (1 - alpha_next) ** 0.5 * eps
+    alpha_bar = float(model.alpha_bar[t])
+    return alpha_bar**0.5 * z + (1 - alpha_bar) ** 0.5 * noise
 
 
 @torch.no_grad()
@@ -99,7 +92,7 @@ def generate(
 
     `guide(eps_uc, eps_c, eta)`: the combination of Eq. 8 (LDCE). The noise is the same for every text.
     """
-    alphas, times = model.alphas_cumprod, ddim_timesteps(len(model.alphas_cumprod), steps).tolist()
+    alphas, times = model.alpha_bar, ddim_timesteps(len(model.alpha_bar), steps).tolist()
     side, n = (size or model.native_size) // model.factor, len(wanted)
     draw = torch.randn(1, model.channels, side, side, generator=torch.Generator().manual_seed(seed))
     z, condition, empty = (
@@ -111,7 +104,7 @@ def generate(
     for i in reversed(range(steps)):
         t = torch.full((n,), times[i], device=z.device)
         eps = guide(model.eps(z, t, empty), model.eps(z, t, condition), eta)
-        z = ddim(z, eps, chain[i + 1], chain[i])
+        z = ddim_step(z, eps, chain[i + 1], chain[i])
     return model.decode(z).clamp(-1, 1)
 
 

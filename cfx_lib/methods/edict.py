@@ -15,35 +15,33 @@ Eps = Callable[[Tensor, int], Tensor]
 
 
 class Level(NamedTuple):
-    """One step of the sampler: the network's timestep `t`, `alpha` (alpha_bar at t) and `below`, the one that is reached."""
+    """One step of the sampler: the network's timestep `t`, `alpha_bar` at t and `below`, the one that is reached."""
 
     t: int
-    alpha: float
+    alpha_bar: float
     below: float
 
     @property
     def coefficients(self) -> tuple[float, float]:
         """a_t and b_t (thesis, Eq. 5.6): a denoised state is a_t z + b_t eps, DDIM with eta = 0."""
-        a = (self.below / self.alpha) ** 0.5
-        b = (1 - self.below) ** 0.5 - (self.below * (1 - self.alpha) / self.alpha) ** 0.5
+        a = (self.below / self.alpha_bar) ** 0.5
+        b = (1 - self.below) ** 0.5 - (self.below * (1 - self.alpha_bar) / self.alpha_bar) ** 0.5
         return a, b
 
 
-def edict_levels(
-    alphas_cumprod: Tensor, steps: int, start: int | None = None, *, shift: int = 0
-) -> list[Level]:
+def edict_levels(alpha_bar: Tensor, steps: int, start: int | None = None, *, shift: int = 0) -> list[Level]:
     """The lowest `start` of `steps` levels, ascending: t = 0, d, 2d, ... with d = T // steps, as EDICT takes them.
 
-    `alphas_cumprod` (T,). Below the first level is alpha_bar_0 again, so that its a_t is 1 and its b_t is 0. `shift=1` pairs each
+    `alpha_bar` (T,). Below the first level is alpha_bar_0 again, so that its a_t is 1 and its b_t is 0. `shift=1` pairs each
     timestep with the alpha_bars one level higher, which is how the released TIME inverted; a run that inverts with them
     and denoises without is not exact. Raises ValueError unless 1 <= start <= steps <= T.
     """
-    T, start = len(alphas_cumprod), steps if start is None else start
+    T, start = len(alpha_bar), steps if start is None else start
     if not 1 <= steps <= T:
         raise ValueError(f"steps = {steps}, but the model was trained with {T}; expected 1 to {T} steps.")
     if not 1 <= start <= steps:
         raise ValueError(f"tau = {start} with steps = {steps}; expected 1 <= tau <= steps.")
-    d, alphas = T // steps, alphas_cumprod.double().tolist()
+    d, alphas = T // steps, alpha_bar.double().tolist()
     at = [alphas[0], *(alphas[k * d] for k in range(steps)), alphas[-1]]
     return [Level(k * d, at[k + 1 + shift], at[k + shift]) for k in range(start)]
 

@@ -183,11 +183,11 @@ class Distillation(base.Presets):
 
     def _backward(self, layout: Layout, words: Mapping, z: Tensor, source: torch.Generator) -> float:
         """Add the gradient of the loss L(x, t, eps, C) of a batch, part by part; return the loss."""
-        alphas, total = self.model.alphas_cumprod, 0.0
+        alphas, total = self.model.alpha_bar, 0.0
         t = torch.randint(len(alphas), (len(z),), generator=source)
         noise = torch.randn(z.shape, generator=source).to(z)
-        alpha = alphas[t].to(z)[:, None, None, None]
-        z_t = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
+        alpha_bar = alphas[t].to(z)[:, None, None, None]
+        z_t = alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * noise
         for k in range(0, len(z), size := self.part or len(z)):
             part = slice(k, k + size)
             with torch.enable_grad():

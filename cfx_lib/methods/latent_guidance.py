@@ -13,15 +13,9 @@ from .cone import cone_angle, cone_projection
 from .guidance import gradient, image_distance, log_probability
 
 __all__ = [
-    "Scores",
-    "check_latent_model",
-    "consensus",
-    "consensus_angles",
-    "consensus_mask",
-    "ddim_timesteps",
-    "latent_scores",
-    "random_share",
-]
+    "Scores", "check_latent_model", "consensus", "consensus_angles", "consensus_mask", "ddim_step", "ddim_timesteps",
+    "latent_scores", "random_share",
+]  # fmt: skip
 
 OVERWRITES = ("zeros", "classifier-free", "project")
 
@@ -46,7 +40,7 @@ def _unpatched(rows: Tensor, like: Tensor, patch: int) -> Tensor:
 def consensus_angles(cls_score: Tensor, implicit: Tensor, patch: int = 1) -> Tensor:
     """The angle between the two scores in each patch, in degrees (LDCE, Eq. 10).
 
-    `cls_score`: sqrt(1 - alpha_t) times the gradient of the classifier's loss; `implicit`: eps_c - eps_uc (Eq. 7); both
+    `cls_score`: sqrt(1 - alpha_bar) times the gradient of the classifier's loss; `implicit`: eps_c - eps_uc (Eq. 7); both
     (N,C,H,W). A patch is `patch` x `patch` places with all their channels -> (N, H/patch, W/patch); NaN where one of
     the two has no direction (zero or not finite). Raises ValueError.
     """
@@ -150,16 +144,16 @@ def latent_scores(
     """The two predictions, the decoded clean estimate and the two gradients of a step (LDCE, Algorithm 1, lines 5 to 7).
 
     `networks`: eps, decode, classifier. `conditions`: empty and wanted. `seen`: z_t (N,c,h,w), x (N,C,H,W), target (N,). `at`: timestep and
-    alpha_t. The gradients go through the decoder and the unconditional call; the conditional one keeps no graph.
+    alpha_bar. The gradients go through the decoder and the unconditional call; the conditional one keeps no graph.
     """
     (eps, decode, classifier), (unconditional, condition) = networks, conditions
-    (z, x, target), (t, alpha) = seen, at
-    times, noise_level = torch.full((len(z),), t, device=z.device), (1 - alpha) ** 0.5
+    (z, x, target), (t, alpha_bar) = seen, at
+    times, noise_level = torch.full((len(z),), t, device=z.device), (1 - alpha_bar) ** 0.5
     eps_c = eps(z, times, condition)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         eps_uc = eps(z, times, unconditional)
-        x0_hat = decode((z - noise_level * eps_uc) / alpha**0.5)  # Eq. 4
+        x0_hat = decode((z - noise_level * eps_uc) / alpha_bar**0.5)  # Eq. 4
         log_p, logits = log_probability(classifier, x0_hat, target)  # L = -log p
         d = image_distance(x0_hat.clamp(-1, 1) if clip else x0_hat, x.to(x0_hat.dtype), distance)
         cls_score, dist_score = -noise_level * gradient(log_p, z), noise_level * gradient(d, z)
@@ -182,9 +176,15 @@ def ddim_timesteps(T: int, steps: int) -> Tensor:
     return 1 + (T // steps) * torch.arange(steps)
 
 
+def ddim_step(z: Tensor, eps: Tensor, alpha_bar: float, alpha_bar_next: float) -> Tensor:
+    """The state at alpha_bar_next from the one at alpha_bar and its noise (LDCE, Eq. 5 with sigma = 0): (N,c,h,w) -> (N,c,h,w)."""
+    z0_hat = (z - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5
+    return alpha_bar_next**0.5 * z0_hat + (1 - alpha_bar_next) ** 0.5 * eps
+
+
 def check_latent_model(model: Any, x: Tensor, steps: int, patch: int) -> None:
     """Check that a latent diffusion model can be run on the images `x` in `steps` steps. Raises ValueError."""
-    if getattr(model, "alphas_cumprod", None) is None or not all(
+    if getattr(model, "alpha_bar", None) is None or not all(
         callable(getattr(model, name, None))
         for name in ("encode", "decode", "eps", "condition", "unconditional")
     ):
@@ -195,4 +195,4 @@ def check_latent_model(model: Any, x: Tensor, steps: int, patch: int) -> None:
     size, channels = getattr(model, "image_size", None), getattr(model, "image_channels", None)
     check_images(x, size, channels, multiple_of=model.factor)
     check_patch(patch, x.shape[2] // model.factor, x.shape[3] // model.factor)
-    ddim_timesteps(len(model.alphas_cumprod), steps)
+    ddim_timesteps(len(model.alpha_bar), steps)

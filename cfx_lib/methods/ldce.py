@@ -21,6 +21,7 @@ from .latent_guidance import (
     consensus,
     consensus_angles,
     consensus_mask,
+    ddim_step,
     ddim_timesteps,
     latent_scores,
     random_share,
@@ -168,15 +169,14 @@ class LDCE(base.Presets):
 
     def _sample(self, run: _Run, z: Tensor, progress: bool) -> Tensor:
         """Algorithm 1, lines 3 to 12: from the clean latents of x (N,c,h,w) to those of x^CF."""
-        alphas = self.model.alphas_cumprod
-        timesteps = ddim_timesteps(len(alphas), self.steps)
-        chain = torch.cat([alphas[:1], alphas[timesteps]]).tolist()  # alpha of step i is chain[i + 1]
-        alpha = chain[self.start + self.noise_offset]
-        z = alpha**0.5 * z + (1 - alpha) ** 0.5 * run.noise  # line 3, Eq. 2
+        timesteps = ddim_timesteps(len(self.model.alpha_bar), self.steps)
+        chain = torch.cat([self.model.alpha_bar[:1], self.model.alpha_bar[timesteps]]).tolist()
+        alpha_bar = chain[self.start + self.noise_offset]  # that of step i is chain[i + 1]
+        z = alpha_bar**0.5 * z + (1 - alpha_bar) ** 0.5 * run.noise  # line 3, Eq. 2
         for i in tqdm(reversed(range(self.start)), "LDCE", self.start, leave=False, disable=not progress):
-            t, alpha, alpha_next = int(timesteps[i]), chain[i + 1], chain[i]
+            t, alpha_bar = int(timesteps[i]), chain[i + 1]
             seen = (z, run.x, run.target)  # lines 5 to 7:
-            s = latent_scores(run.networks, run.conditions, seen, (t, alpha), self.distance, self.clip)
+            s = latent_scores(run.networks, run.conditions, seen, (t, alpha_bar), self.distance, self.clip)
             implicit = s.eps_c - s.eps_uc  # Eq. 7
             angles = consensus_angles(s.cls_score, implicit, self.patch)  # line 8, Eq. 10
             score = s.cls_score
@@ -194,6 +194,5 @@ class LDCE(base.Presets):
                 chance = base.probability(s.logits, run.target)
                 run.steps.append(Step(i, t, z, s.x0_hat, chance, class_grad, dist_grad))
             eps_hat = s.eps_uc + class_grad + dist_grad  # line 10
-            z0_hat = (z - (1 - alpha) ** 0.5 * eps_hat) / alpha**0.5
-            z = alpha_next**0.5 * z0_hat + (1 - alpha_next) ** 0.5 * eps_hat  # line 11, Eq. 5 with sigma = 0
+            z = ddim_step(z, eps_hat, alpha_bar, chain[i])  # line 11, Eq. 5 with sigma = 0
         return z

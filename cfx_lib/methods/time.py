@@ -97,7 +97,7 @@ class TIME(base.Presets):
         check_text_model(self.model)
         check_images(x, self.model.image_size, self.model.image_channels, multiple_of=self.model.factor)
         check_target(target, len(x))
-        edict_levels(self.model.alphas_cumprod, self.steps)
+        edict_levels(self.model.alpha_bar, self.steps)
         self.tokens.check(self.model, target)
         counter, box = Counter(), black_box(self.predict, self.takes, self.batch)
         asked, calls, steps = box.images, box.calls, [] if record else None
@@ -139,8 +139,8 @@ class TIME(base.Presets):
         """Invert latents z (n,c,h,w) up to tau as the source (Eq. 5.8), denoise them as the target (Eq. 5.7)."""
         (tau, w), (c_source, c_target) = self.attempts[number], (phrase[rows] for phrase in run.phrases)
         sampler = Edict(self.p, self.leapfrog) if self.inversion == "edict" else Ddim()
-        down = edict_levels(self.model.alphas_cumprod, self.steps, tau)
-        up = edict_levels(self.model.alphas_cumprod, self.steps, tau, shift=0 if self.exact else 1)
+        down = edict_levels(self.model.alpha_bar, self.steps, tau)
+        up = edict_levels(self.model.alpha_bar, self.steps, tau, shift=0 if self.exact else 1)
         empty = self.model.unconditional(len(z)) if self.guidance == "classifier-free" else None
         invert = _drift(run.eps, c_source, c_target if empty is None else empty, w)
         seen: list[Tensor] = []  # the predictions of a step
@@ -155,7 +155,7 @@ class TIME(base.Presets):
                 seen.clear()
                 state = sampler.denoise_step(*state, denoise, level, k)
                 if run.steps is not None:
-                    x_t = self.model.decode(_estimate(before, seen[0], level.alpha)).float()
+                    x_t = self.model.decode(_estimate(before, seen[0], level.alpha_bar)).float()
                     run.steps.append(Step(tau - 1 - k, level.t, before, x_t, rows=rows, attempt=number))
                 bar.update()
         return state[0]
@@ -189,6 +189,6 @@ def _drift(
     return drift
 
 
-def _estimate(z: Tensor, eps: Tensor, alpha: float) -> Tensor:
-    """The clean estimate of a state with alpha_bar `alpha`, from its predicted noise."""
-    return (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+def _estimate(z: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
+    """The clean estimate of a state, from its predicted noise."""
+    return (z - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5

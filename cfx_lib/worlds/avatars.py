@@ -481,6 +481,10 @@ def _style(name: str):  # noqa: ANN202
     return Style(json.loads(files("dicebear_styles").joinpath(f"{name}.json").read_text("utf-8")))
 
 
+_DIGITS = {"mouth": 1, "hair": 2, "hat": 4, "gray": 2, "eyewear": 3, "facial_hair": 5}
+"""What an avatar's ``variant`` is divided by for each part, so that not all parts vary together."""
+
+
 def svg(avatars: Avatars, k: int) -> str:
     """The drawing of avatar ``k``."""
     style, variant = str(avatars.style[k]), int(avatars.variant[k])
@@ -496,12 +500,9 @@ def svg(avatars: Avatars, k: int) -> str:
         "gray": _GRAY.get(style, {}).get(hair, drawing.hair[hair]), "eyewear": drawing.eyewear.get(str(f["eyewear"]), ("",)),
         "facial_hair": drawing.facial_hair.get(str(f["facial_hair"]), ("",)),
     }  # fmt: skip
-    order = {
-        name: place for place, name in enumerate(("mouth", "hair", "hat", "gray", "eyewear", "facial_hair"))
-    }
 
     def choose(part: str) -> str:
-        return tables[part][(variant // (1, 2, 4, 2, 3, 5)[order[part]]) % len(tables[part])]
+        return tables[part][variant // _DIGITS[part] % len(tables[part])]
 
     seen = {
         "hair": hair, "eyewear": str(f["eyewear"]), "facial_hair": str(f["facial_hair"]), "gray": old, "closed": f["closed_eyes"] == "yes",

@@ -31,7 +31,7 @@ class LatentDiffusion(nn.Module):
 
     `pipeline`: a StableDiffusionPipeline (`kind` "text") or a DiTPipeline (`kind` "class"); its parts are used where
     they are and are not changed. Images are (N,C,H,W) in [-1,1], latents (N,c,H/factor,W/factor) of about unit variance.
-    `factor`; `channels` (c) of the latents, `image_channels` (C) of the images; `alphas_cumprod` (T,) float64 on the CPU;
+    `factor`; `channels` (c) of the latents, `image_channels` (C) of the images; `alpha_bar` (T,) float64 on the CPU;
     `image_size`: the only size that it takes, None for any multiple of `factor`; `native_size`: the one it was made for.
     `bf16` computes by autocast; inputs and outputs keep their dtype. Gradients flow through `encode`, `decode` and `eps`.
 
@@ -55,7 +55,7 @@ class LatentDiffusion(nn.Module):
         self.text_encoder = pipeline.text_encoder if self.kind == "text" else None
         self.name = name or type(pipeline).__name__
         schedule = dict(pipeline.scheduler.config)
-        self.alphas_cumprod = torch.cumprod(1 - betas_of(schedule, f"the scheduler of {self.name}"), 0)
+        self.alpha_bar = torch.cumprod(1 - betas_of(schedule, f"the scheduler of {self.name}"), 0)
         self.prediction_type = schedule.get("prediction_type", "epsilon")
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.channels = int(self.vae.config.latent_channels)
@@ -88,7 +88,7 @@ class LatentDiffusion(nn.Module):
     def eps(self, z: Tensor, t: Tensor | int, cond: Tensor) -> Tensor:
         """The predicted noise eps_theta(z, t, c): (N,c,h,w), timesteps (N,) in 0..T-1, `condition(...)` -> (N,c,h,w).
 
-        A network that predicts the velocity v (Salimans and Ho 2022, App. D) gives eps = sqrt(alpha) v + sqrt(1-alpha) z
+        A network that predicts the velocity v (Salimans and Ho 2022, App. D) gives eps = sqrt(alpha_bar) v + sqrt(1-alpha_bar) z
         all the same; the variance that a DiT has learned is dropped.
         """
         t = torch.as_tensor(t, device=z.device).expand(len(z))
@@ -101,8 +101,8 @@ class LatentDiffusion(nn.Module):
         out = out[:, : self.channels].to(z.dtype)
         if self.prediction_type == "epsilon":
             return out.contiguous()
-        alpha = self.alphas_cumprod.to(z.device)[t].to(z.dtype).view(-1, 1, 1, 1)
-        return (alpha.sqrt() * out + (1 - alpha).sqrt() * z).contiguous()
+        alpha_bar = self.alpha_bar.to(z.device)[t].to(z.dtype).view(-1, 1, 1, 1)
+        return (alpha_bar.sqrt() * out + (1 - alpha_bar).sqrt() * z).contiguous()
 
     # --- conditions -----------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ from cfx_lib.learn.measure import chance, smoothness, verdicts
 from cfx_lib.learn.plots import amplified
 from cfx_lib.methods import ldce
 from cfx_lib.methods.guidance import unit
-from cfx_lib.methods.latent_guidance import ddim_timesteps, latent_scores
+from cfx_lib.methods.latent_guidance import ddim_step, ddim_timesteps, latent_scores
 from cfx_lib.types import Noise
 from cfx_lib.worlds import avatars, personas
 
@@ -545,7 +545,7 @@ if small:
 
 # %%
 method = explainer("txt")
-timesteps = ddim_timesteps(len(model.alphas_cumprod), method.steps)
+timesteps = ddim_timesteps(len(model.alpha_bar), method.steps)
 t_mid = int(timesteps[method.start // 2])
 z_mid = latents.noised(model, z, t_mid, one)
 
@@ -576,7 +576,7 @@ display(
     plots.image_rows(
         {"input": x[k], "noised latent": see(z_mid[k])}
         | {f"“{name}”": bright(w.norm(dim=1))[k] for name, w in wishes.items()},
-        title=f"Where a text wants changes, at t = {t_mid} of {len(model.alphas_cumprod)} (white: much)",
+        title=f"Where a text wants changes, at t = {t_mid} of {len(model.alpha_bar)} (white: much)",
     )
 )
 if small:
@@ -607,7 +607,7 @@ with torch.no_grad():
     texts = [prompts[c] for c in sorted(prompts)]
     errors = torch.zeros(len(texts), len(z_many), device=z_many.device)
     for level in (0.2, 0.35, 0.5):
-        t = int(level * len(model.alphas_cumprod))
+        t = int(level * len(model.alpha_bar))
         eps = torch.randn(z_many.shape, generator=dice).to(z_many)
         z_t, times = (
             latents.noised(model, z_many, t, eps),
@@ -705,9 +705,7 @@ def scores_at(step, classifier=fair, condition=condition):
         (model.eps, model.decode, classifier),
         (model.unconditional(len(step.z)), condition),
     )
-    return latent_scores(
-        networks, conditions, (step.z, x, target), (step.t, float(model.alphas_cumprod[step.t]))
-    )
+    return latent_scores(networks, conditions, (step.z, x, target), (step.t, float(model.alpha_bar[step.t])))
 
 
 step = free.steps[max([n for n, s in enumerate(free.steps) if s.probability.mean() < 0.5], default=0)]
@@ -972,9 +970,9 @@ def guided_noise(eps_uc, r, class_score, dist_score, eta, lambda_c, lambda_d):
 # ### Exercise 05.7 ●●● (15 min): LDCE
 #
 # Put it together, with $r=\epsilon_c-\epsilon_{uc}$. Given are `latent_scores`, which makes lines 5 to 7 of Algorithm 1
-# (both predictions, the two scores; call it as `scores_at` does above), and `latents.ddim(z, eps, alpha, alpha_next)`,
-# Eq. 5.5. `timesteps[i]` is the timestep of step $i$ and `model.alphas_cumprod[t]` its $\bar\alpha$; after step 0 comes
-# `model.alphas_cumprod[0]`. `draw(like)` gives a standard normal draw; LDCE takes one, at the start.
+# (both predictions, the two scores; call it as `scores_at` does above), and `ddim_step(z, eps, alpha_bar, alpha_bar_next)`,
+# Eq. 5.5. `timesteps[i]` is the timestep of step $i$ and `model.alpha_bar[t]` its $\bar\alpha$; after step 0 comes
+# `model.alpha_bar[0]`. `draw(like)` gives a standard normal draw; LDCE takes one, at the start.
 #
 # <details><summary>Hint</summary>Begin with <code>latents.noised(model, model.encode(x), int(timesteps[start - 1]), noise)</code>; let <code>i</code> run
 # over <code>reversed(range(start))</code>; end with the decoder and a clamp to [-1, 1].</details>
@@ -986,7 +984,7 @@ def my_ldce(model, x, target, classifier, condition, timesteps, start, gamma, et
     """x (N,3,H,W), target (N,), condition of N images -> the counterfactuals (N,3,H,W) in [-1,1]."""
     # SOLUTION
     networks, conditions = (model.eps, model.decode, classifier), (model.unconditional(len(x)), condition)
-    alphas = [float(model.alphas_cumprod[t]) for t in [0, *timesteps.tolist()]]  # of step i: alphas[i + 1]
+    alphas = [float(model.alpha_bar[t]) for t in [0, *timesteps.tolist()]]  # of step i: alphas[i + 1]
     z = model.encode(x)
     z = latents.noised(model, z, int(timesteps[start - 1]), draw(z))  # line 3
     for i in reversed(range(start)):
@@ -994,7 +992,7 @@ def my_ldce(model, x, target, classifier, condition, timesteps, start, gamma, et
         w = s.eps_c - s.eps_uc
         agreed = keep_agreeing(s.cls_score, w, gamma)  # lines 8 and 9
         eps = guided_noise(s.eps_uc, w, agreed, s.dist_score, eta, lambda_c, lambda_d)  # line 10
-        z = latents.ddim(z, eps, alphas[i + 1], alphas[i])  # line 11
+        z = ddim_step(z, eps, alphas[i + 1], alphas[i])  # line 11
     return model.decode(z).clamp(-1, 1)
     # END SOLUTION
 
@@ -1058,7 +1056,7 @@ papers = {
 }
 results.show_table(
     [{"setting": name} | {who: str(getattr(m, name)) for who, m in papers.items()} | {"here": str(getattr(method, name))} for name in SETTINGS]
-    + [{"setting": "ᾱ at the start"} | {who: f"{float(model.alphas_cumprod[int(ddim_timesteps(len(model.alphas_cumprod), m.steps)[m.start - 1])]):.2f}"
+    + [{"setting": "ᾱ at the start"} | {who: f"{float(model.alpha_bar[int(ddim_timesteps(len(model.alpha_bar), m.steps)[m.start - 1])]):.2f}"
                                        for who, m in (papers | {"here": method}).items()}]
 )  # fmt: skip
 

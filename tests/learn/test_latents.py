@@ -7,7 +7,7 @@ from PIL import Image
 
 from cfx_lib import LDCE, zoo
 from cfx_lib.learn import latents
-from cfx_lib.methods.latent_guidance import ddim_timesteps
+from cfx_lib.methods.latent_guidance import ddim_step, ddim_timesteps
 
 TINY = {340: "smiling person", 339: "sad person", 293: "person", 286: "sad person"}
 
@@ -60,8 +60,8 @@ def test_a_preview_of_a_network_explains_a_part(model):
 def test_a_step_leads_from_one_noise_level_to_the_next(model):
     z, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     many, few = latents.noised(model, z, 80, noise), latents.noised(model, z, 20, noise)
-    alphas = [float(model.alphas_cumprod[t]) for t in (80, 20)]
-    torch.testing.assert_close(latents.ddim(many, noise, *alphas), few, atol=1e-5, rtol=1e-4)
+    alphas = [float(model.alpha_bar[t]) for t in (80, 20)]
+    torch.testing.assert_close(ddim_step(many, noise, *alphas), few, atol=1e-5, rtol=1e-4)
 
 
 def test_generation_follows_the_text_by_the_given_rule(model):
@@ -75,7 +75,7 @@ def test_generation_follows_the_text_by_the_given_rule(model):
         asked[1:], latents.generate(model, wanted[1:], follow, eta=3.0, steps=4), atol=1e-5, rtol=1e-4
     )
     assert latents.generate(model, wanted[:1], follow, steps=4, size=32).shape == (1, 3, 32, 32)
-    assert len(ddim_timesteps(len(model.alphas_cumprod), 4)) == 4
+    assert len(ddim_timesteps(len(model.alpha_bar), 4)) == 4
 
 
 def test_the_steps_of_a_result_can_be_shown(model, classifier):

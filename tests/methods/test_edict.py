@@ -136,15 +136,15 @@ def test_what_is_not_exact_drifts(network, sampler, start):
     eps, x = network.guided("prompt_source", "prompt_target", 1.0), network["x"]
     restored = sampler.denoise(*sampler.invert(*start(x), eps, up)[-1], eps, levels)[-1][0]
     assert (restored - x).square().mean().sqrt() > 1e-3
-    assert all(high.alpha < low.alpha for low, high in zip(levels[1:], up[1:])) == bool(shift)
+    assert all(high.alpha_bar < low.alpha_bar for low, high in zip(levels[1:], up[1:])) == bool(shift)
 
 
 def test_one_step_is_the_thesiss_equation(network):
     (level,) = network.levels(20)[7:8]
     x, y, p = network["x"], network["plain.noise_start"], 0.9
     eps = network.guided("cond", "uncond", 1.5)
-    a = (level.below / level.alpha) ** 0.5
-    b = (1 - level.below) ** 0.5 - (level.below * (1 - level.alpha) / level.alpha) ** 0.5
+    a = (level.below / level.alpha_bar) ** 0.5
+    b = (1 - level.below) ** 0.5 - (level.below * (1 - level.alpha_bar) / level.alpha_bar) ** 0.5
     x_inter = a * x + b * eps(y, level.t)
     y_inter = a * y + b * eps(x_inter, level.t)
     x_next = p * x_inter + (1 - p) * y_inter

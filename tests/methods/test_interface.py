@@ -22,7 +22,7 @@ class UntouchedLatents:
     """A latent diffusion model of 8x8 colour images, conditioned on the target class, that must not be reached."""
 
     kind, factor, image_size, image_channels = "class", 2, 8, 3
-    alphas_cumprod = torch.linspace(0.99, 0.01, 100, dtype=torch.float64)
+    alpha_bar = torch.linspace(0.99, 0.01, 100, dtype=torch.float64)
 
     def condition(self, labels):
         return labels

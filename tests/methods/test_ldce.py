@@ -30,7 +30,7 @@ class Recorded(nn.Module):
 
     def __init__(self, tensors, betas):
         super().__init__()
-        self.alphas_cumprod = torch.cumprod(1 - betas, 0)
+        self.alpha_bar = torch.cumprod(1 - betas, 0)
         self.tensors = tensors
         self.net = self.load(tensors, "noise_net", (8, 16), (16, 16), (16, 3))
         self.decoder = self.load(tensors, "decoder", (3, 12), (12, 3))
@@ -368,7 +368,7 @@ def test_the_image_is_noised_to_the_first_step_or_one_index_beyond():
     for offset in (0, 1):
         method, x = toy(noise_offset=offset), pictures()
         step = method.explain(x, ALL, noise=NoiseTape([noise]), record=True, progress=False).steps[0]
-        alpha = method.model.alphas_cumprod[ddim_timesteps(100, 20)[5 + offset]].item()
+        alpha = method.model.alpha_bar[ddim_timesteps(100, 20)[5 + offset]].item()
         with torch.no_grad():
             expected = alpha**0.5 * method.model.encode(x) + (1 - alpha) ** 0.5 * noise
         torch.testing.assert_close(step.z, expected)

@@ -67,7 +67,7 @@ class Recorded:
 
     def __init__(self):
         self.network = Network()
-        self.alphas_cumprod = self.network["alphas_cumprod"]
+        self.alpha_bar = self.network["alphas_cumprod"]
 
     def encode(self, x):
         return self.network["x"]
@@ -222,7 +222,7 @@ def test_learned_vectors_fit_their_images_better(model):
         t = torch.randint(100, (len(z),), generator=source)
         noise, alpha = (
             torch.randn(z.shape, generator=source),
-            model.alphas_cumprod[t].float()[:, None, None, None],
+            model.alpha_bar[t].float()[:, None, None, None],
         )
         condition = tokens.conditions(model, torch.full((len(z),), k))
         eps = model.eps(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, condition)

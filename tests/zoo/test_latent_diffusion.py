@@ -65,8 +65,8 @@ def test_the_facts_of_a_pipeline(sd, classes):
     assert (
         text.pipeline is sd and text.name == "StableDiffusionPipeline" and "conditioned on text" in repr(text)
     )
-    torch.testing.assert_close(text.alphas_cumprod, sd.scheduler.alphas_cumprod.double(), rtol=0, atol=1e-6)
-    assert text.alphas_cumprod.dtype == torch.float64
+    torch.testing.assert_close(text.alpha_bar, sd.scheduler.alphas_cumprod.double(), rtol=0, atol=1e-6)
+    assert text.alpha_bar.dtype == torch.float64
 
 
 def test_latents_are_the_scaled_mean_of_the_posterior(sd):
@@ -101,7 +101,7 @@ def test_velocity_becomes_epsilon(sd):
     plain, z, t = zoo.latent_diffusion(sd), latents(), torch.tensor([3, 70])
     with torch.no_grad():
         cond = model.unconditional(2)
-        alpha = model.alphas_cumprod[t].float().view(-1, 1, 1, 1)
+        alpha = model.alpha_bar[t].float().view(-1, 1, 1, 1)
         expected = alpha.sqrt() * plain.eps(z, t, cond) + (1 - alpha).sqrt() * z
         torch.testing.assert_close(model.eps(z, t, cond), expected)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from cfx_lib.learn.checks import Wrong, check, close, number, shaped
 from cfx_lib.learn.checks.toys import Draw, Tape, images, same
-from cfx_lib.learn.latents import ddim, noised
+from cfx_lib.learn.latents import noised
 from cfx_lib.methods import ldce
 from cfx_lib.methods.guidance import unit
-from cfx_lib.methods.latent_guidance import latent_scores
+from cfx_lib.methods.latent_guidance import ddim_step, latent_scores
 
 
 def _length(g: Tensor) -> Tensor:
@@ -393,7 +393,7 @@ class Toy:
     factor, channels, kind = 2, 4, "text"
 
     def __init__(self) -> None:
-        self.alphas_cumprod = torch.linspace(0.998, 0.05, 60, dtype=torch.float64)
+        self.alpha_bar = torch.linspace(0.998, 0.05, 60, dtype=torch.float64)
         self.mix, self.back = (torch.randn(*shape, dtype=torch.float64) * 0.7 for shape in ((4, 3), (3, 4)))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -436,7 +436,7 @@ def _run(
 ) -> Tensor:  # fmt: skip  # noqa: ANN001
     """The loop, with one thing wrong where a keyword says so."""
     networks, conditions = (model.eps, model.decode, classifier), (model.unconditional(len(x)), condition)
-    alphas = [float(model.alphas_cumprod[t]) for t in [0, *timesteps.tolist()]]
+    alphas = [float(model.alpha_bar[t]) for t in [0, *timesteps.tolist()]]
     alphas[0] = 1.0 if last == "one" else alphas[0]
     z = model.encode(x)
     noise = draw(z)
@@ -448,7 +448,7 @@ def _run(
         kept = _followed(agree, s.cls_score, w, s.eps_c, gamma)
         r = {"w": w, "eps_c": s.eps_c, "eps_uc": s.eps_uc}[length]
         eps = guided_noise(getattr(s, base), r, kept, s.dist_score, eta, lambda_c, lambda_d)
-        z = ddim(z, eps, alphas[i + 1], alphas[i])
+        z = ddim_step(z, eps, alphas[i + 1], alphas[i])
     if not decode:
         return z
     x_cf = model.decode(z)
@@ -477,7 +477,7 @@ class _Wide(Toy):
     dots=3,
     minutes=15,
     hint="`s = latent_scores(networks, conditions, (z, x, target), (int(timesteps[i]), alpha))` holds `eps_uc`, `eps_c`, `cls_score`, `dist_score`. With "
-    "`w = s.eps_c - s.eps_uc` then your `keep_agreeing`, your `guided_noise` (r = w), and `latents.ddim(z, eps, alpha, alpha_next)`.",
+    "`w = s.eps_c - s.eps_uc` then your `keep_agreeing`, your `guided_noise` (r = w), and `ddim_step(z, eps, alpha_bar, alpha_bar_next)`.",
     reference=my_ldce,
 )
 def _(answer: Callable) -> None:
@@ -543,7 +543,7 @@ def _(answer: Callable) -> None:
         raise Wrong("the class does not act: its score is missing, or multiplied by zero.")
     if same(got, run(last="one")):
         raise Wrong(
-            "the last step goes to an alpha of 1; here, as in the released code, it goes to `model.alphas_cumprod[0]`."
+            "the last step goes to an alpha of 1; here, as in the released code, it goes to `model.alpha_bar[0]`."
         )
     close(
         got,
