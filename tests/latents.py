@@ -14,8 +14,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 WORDS = ("a", "photo", "of", "smiling", "sad", "person", ",", ".")
 """What the tiny text encoder knows; it has the letters of these words as tokens too, but never learned them."""
 
+LENGTH = 12
+"""The longest text in tokens, its start and end included."""
 
-def tokenizer(length=12):
+
+def tokenizer(length=None):
     """A real CLIPTokenizer in which every one of WORDS is one token."""
     vocab, merges = {"<|startoftext|>": 0, "<|endoftext|>": 1}, []
     for letter in sorted(set("".join(WORDS))):
@@ -27,7 +30,7 @@ def tokenizer(length=12):
                 merges.append((pieces[0], pieces[1]))
             pieces[:2] = [pieces[0] + pieces[1]]
             vocab.setdefault(pieces[0], len(vocab))
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length or LENGTH)
 
 
 def scheduler(**changes):
@@ -58,7 +61,7 @@ def stable_diffusion(levels=2, seed=0, **parts):
                 intermediate_size=16,
                 num_hidden_layers=1,
                 num_attention_heads=2,
-                max_position_embeddings=12,
+                max_position_embeddings=LENGTH,
                 bos_token_id=0,
                 eos_token_id=1,
             )
