@@ -90,9 +90,17 @@ def save(
     path = (folder or FOLDER) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    part.write_text(_text(content), "utf-8")
     os.replace(part, path)
     return path
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    """JSON with a line for each row: half as long as one with a line for each number, and a change still shows where it is."""
+    options = {"ensure_ascii": False, "allow_nan": False}
+    head = json.dumps({k: v for k, v in content.items() if k != "rows"}, indent=1, **options)
+    rows = ",\n".join("  " + json.dumps(row, separators=(",", ":"), **options) for row in content["rows"])
+    return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
 def load(name: str, *, folder: Path | None = None) -> Result:
@@ -232,14 +240,16 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A value as JSON: a `Value` as a dict, numpy and torch scalars as numbers."""
+    """A value as JSON: a `Value` as a dict, numpy and torch scalars as numbers, to nine significant digits."""
     if isinstance(value, Value):
-        return {"Value": value.to_dict()}
+        return {"Value": _plain(value.to_dict(), where)}
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}: store None where nothing was measured")
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(v, where) for v in value]
