@@ -58,6 +58,7 @@ class HinderedBlock(nn.Module):
     """One layer of HiT (thesis, Eq. 6.7): attention moves the class token, the MLP moves each patch by itself.
 
     One LayerNorm serves query and patches. The `last` layer has no MLP: nothing would read the patches after it.
+    Post-hoc methods find a layer's patch tokens, normalised, (N,P,d), at the input of `attn.kv`.
     """
 
     def __init__(self, dim: int, num_heads: int, hidden: int, drops: tuple[float, float], last: bool) -> None:
