@@ -11,7 +11,6 @@ the sum. Importing this module registers the architectures with timm (see :mod:`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from cfx_lib.checks import check_target
-from cfx_lib.hit_layers import HinderedBlock, Pool, Tokenised, Used
+from cfx_lib.hit_layers import POOLS, HinderedBlock, Pool, Tokenised, Used, describe, stage_sizes
 from cfx_lib.hit_models import Intermediate, counts, load_released
 
 __all__ = ["HiT", "Intermediate", "contribution_map", "contributions", "counts", "hit_of", "load_released"]
 
-POOLS = (None, "avg", "conv")
 CHUNK = 16  # images at a time for a map
 
 
@@ -59,7 +57,7 @@ class HiT(Tokenised):
         proj_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
     ) -> None:
-        depths, dims = _stages(pool, depth, embed_dim, depths, dims, num_heads)
+        depths, dims = stage_sizes(pool, depth, embed_dim, depths, dims, num_heads)
         super().__init__(img_size, patch_size, in_chans, num_classes, dims[0], dims[-1], drop_rate)
         if any(side % 2 ** (len(depths) - 1) for side in self.grid):
             raise ValueError(
@@ -198,7 +196,7 @@ class HiT(Tokenised):
 
     def check_weights(self, weights: Mapping[str, Tensor], source: Any = "the checkpoint") -> None:
         """Raises ValueError when weights are those of another variant; says what differs."""
-        own, given = _describe(self.state_dict()), _describe(weights)
+        own, given = describe(self.state_dict()), describe(weights)
         if "layers" not in given or any(".attn.qkv." in key for key in weights):
             raise ValueError(
                 f"{source} holds no HiT of this library (its tensors: {', '.join(list(weights)[:3])}, ...). "
@@ -212,62 +210,6 @@ class HiT(Tokenised):
                 f"{source} is another variant of HiT than the model: {'; '.join(differing)}. "
                 "Make the model with the arguments that the weights were trained with."
             )
-
-
-def _stages(
-    pool: str | None,
-    depth: int,
-    dim: int,
-    depths: Sequence[int] | None,
-    dims: Sequence[int] | None,
-    num_heads: int,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Layers and channels of each stage; raises ValueError for those that do not fit together."""
-    if pool not in POOLS:
-        raise ValueError(f"pool is {pool!r}; expected None, 'avg' or 'conv'.")
-    if pool is None:
-        if depths is not None or dims is not None:
-            raise ValueError(
-                "depths and dims are for pool='avg' or 'conv'; without pooling give depth and embed_dim."
-            )
-        depths, dims = (depth,), (dim,)
-    depths = tuple(depths) if depths is not None else (4, 4, 4)
-    dims = tuple(dims) if dims is not None else (dim,) * len(depths)
-    if len(dims) != len(depths) or min(depths, default=0) < 1:
-        raise ValueError(
-            f"depths {depths} and dims {dims}; expected one of each, at least 1, for every stage."
-        )
-    if any(width < 1 or width % num_heads for width in dims):
-        raise ValueError(
-            f"{num_heads} heads do not divide the width {dims}; expected a divisor of every width."
-        )
-    return depths, dims
-
-
-def _describe(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a state dict tells of its variant; keys that it does not tell are left out."""
-    facts: dict[str, Any] = {}
-    norms = sorted(
-        (int(key.split(".")[1]), weights[key].shape[0])
-        for key in weights
-        if re.fullmatch(r"blocks\.\d+\.norm1\.weight", key)
-    )
-    if "layout" in weights:
-        pool, heads, *depths = weights["layout"].tolist()
-        facts |= {"pool": POOLS[pool], "heads": heads, "layers in each stage": tuple(depths)}
-    if norms:
-        facts |= {"layers": len(norms), "widths": tuple(dict.fromkeys(width for _, width in norms))}
-    if "patch_embed.proj.weight" in weights:
-        _, channels, _, patch = weights["patch_embed.proj.weight"].shape
-        facts |= {"channels": channels, "patch size": patch}
-    for name, key, size in (
-        ("MLP width", "blocks.0.mlp.fc1.bias", 0),
-        ("patches", "pos_embed", 1),
-        ("classes", "head.bias", 0),
-    ):
-        if key in weights:
-            facts[name] = weights[key].shape[size] - (name == "patches")
-    return facts
 
 
 def _check_before_loading(model: HiT, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
