@@ -31,8 +31,8 @@ from cfx_lib.types import CFResult
 MODEL = "avatars/sd"
 SHIPPED = {"smile-old": "avatars/tokens-smile", "smile-shortcut": "avatars/tokens-shortcut"}
 """Classifier -> its words for "smile"."""
-EXPLAINED = {"smile-old": 1}
-"""Classifiers of `time_main`, and by how much its number of faces is divided; "brittle": 2 would add the brittle one."""
+EXPLAINED = {"smile-old": 1, "brittle": 2}
+"""Classifiers of `time_main`, and by how much its number of faces is divided."""
 
 
 # ------------------------------------------------------------------------------------------------ TIME on faces
@@ -409,7 +409,7 @@ def cost(n: int) -> Iterator[Row]:
     x, _ = faces("test", "smile", n)
     target, classifier = targets(name, x), classifier_of(name, "smile")
     time_ = explainer(name)
-    denied = replace(time_, predict=lambda x: torch.zeros(len(x), dtype=torch.long))
+    denied = replace(time_, predict=lambda x: 0 * time_.predict(x))
     thesis = TIME.preset("paper/celebahq/smile", model(), time_.predict, time_.tokens)
     thesis = _single(thesis, 35, 4.0)
     methods = {

@@ -30,7 +30,7 @@ def quick(monkeypatch, tmp_path, tiny):  # noqa: ANN001, ANN201
     """Short chains on a tiny model, and random words; results, words and counterfactuals in folders of their own."""
     chain = {"steps": 10, "start": 2}
     monkeypatch.setattr(TIME, "PRESETS", {k: v | FAST for k, v in TIME.PRESETS.items()})
-    for method, changes in {DiME: chain, ACE: chain | {"iterations": 1}}.items():
+    for method, changes in {DiME: chain | {"start": 3}, ACE: chain | {"iterations": 1}}.items():
         monkeypatch.setattr(method, "PRESETS", {k: v | changes for k, v in method.PRESETS.items()})
     shipped = {}
     for k, (name, of) in enumerate(time_study.SHIPPED.items()):
