@@ -476,14 +476,14 @@ def settings(n: int) -> Iterator[Row]:
 
 TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (rows, number of faces)
     "time_main": (main_table, 64),
-    "time_inversion": (inversion, 4),
-    "time_steps": (steps_table, 8),
-    "time_context": (context, 8),
-    "time_guidance": (guidance, 8),
-    "time_vectors": (vectors, 8),
-    "time_cost": (cost, 2),
+    "time_inversion": (inversion, 16),
+    "time_steps": (steps_table, 64),
+    "time_context": (context, 64),
+    "time_guidance": (guidance, 64),
+    "time_vectors": (vectors, 64),
+    "time_cost": (cost, 8),
     "time_shortcut": (shortcut, 32),
-    "time_settings": (settings, 8),
+    "time_settings": (settings, 32),
 }
 
 

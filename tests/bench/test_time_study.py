@@ -145,3 +145,19 @@ def test_round_trip_ends_where_the_method_s_inversion_does(quick, tiny) -> None:
 def test_unknown_table_is_named() -> None:
     with pytest.raises(ValueError, match="time_main"):
         time_study.run(["time_nothing"])
+
+
+def test_stored_tables_are_complete() -> None:
+    """Every table that the notebook reads is there, in full mode, made with today's weights, on the number of faces it says."""
+    for name, (_, n) in time_study.TABLES.items():
+        stored = results.load(name)
+        assert stored.mode == "full" and stored.commit and stored.date and not results.stale(stored), name
+        assert max(row["n"] for row in stored.rows if "n" in row) >= n, name
+
+
+def test_main_claims_hold_in_the_stored_tables() -> None:
+    """On 64 faces within four attempts: success at least 80 %, semantic at least 75 %; the order of the costs."""
+    main = results.load("time_main").row(classifier="smile-old", part="method", method="TIME")
+    assert main["n"] == 64 and main["flip_rate"].mean >= 0.8 and main["semantic_flip_rate"].mean >= 0.75
+    cost = {(r["method"], r["settings"]): r["gflops"] for r in results.load("time_cost").rows}
+    assert cost["TIME", "here"] < cost["ACE", "here"] < cost["DiME", "here, full inner chain"]
