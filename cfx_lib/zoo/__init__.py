@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         wrap,
     )
     from cfx_lib.zoo.denoiser import Denoiser, save_denoiser
-    from cfx_lib.zoo.network import download, offline
     from cfx_lib.zoo.features import (
         AutoencoderSet,
         Embedding,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from cfx_lib.zoo.latent import LatentDiffusion
     from cfx_lib.zoo.latent_files import latent_diffusion
     from cfx_lib.zoo.manifest import Published, published
+    from cfx_lib.zoo.network import download, offline
     from cfx_lib.zoo.registry import load, names
 
 _HOME = {

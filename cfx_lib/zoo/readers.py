@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from cfx_lib.zoo.network import check_sha256, download, hub_problem, offline
 from cfx_lib.zoo.manifest import Published
+from cfx_lib.zoo.network import check_sha256, download, hub_problem, offline
 
 __all__ = ["READERS", "file_of", "load_published"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cfx_lib.zoo.checksums import data_dir, listed, verify
-from cfx_lib.zoo.network import hub_problem, offline
 from cfx_lib.zoo.files import PICKLES, read_json
 from cfx_lib.zoo.manifest import published
+from cfx_lib.zoo.network import hub_problem, offline
 
 __all__ = ["fetch", "kind_of", "load", "names"]
 
