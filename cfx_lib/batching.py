@@ -133,9 +133,11 @@ def join(results: Sequence[CFResult]) -> CFResult:
 
 
 def _joined(key: str, values: list[Any], sizes: list[int]) -> Any:
-    """One entry of `extra`: tensors with a row an image are joined, calls added, equal values kept, others listed by batch."""
+    """One entry of `extra`: what has a row an image is joined, calls added, equal values kept, others listed by batch."""
     if all(isinstance(v, Tensor) and v.ndim and len(v) == n for v, n in zip(values, sizes)):
         return torch.cat(values)
+    if all(isinstance(v, (list, tuple)) and len(v) == n for v, n in zip(values, sizes)):
+        return [one for v in values for one in v]
     if all(isinstance(v, dict) for v in values):
         return {k: _joined(k, [v.get(k) for v in values], sizes) for k in values[0]}
     if key.endswith("_calls"):

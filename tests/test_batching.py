@@ -126,11 +126,11 @@ def test_entries_of_extra_are_joined_by_what_they_are():
         }
         return CFResult(x, x, labels, None, None, labels.bool(), Cost(n, n, 1.0), None, extra | more)
 
-    joined = join([part(2, 3, "net", other=1), part(1, 4, "net", other=2)])
+    joined = join([part(2, 3, "net", other=1, said=["a", "b"]), part(1, 4, "net", other=2, said=["c"])])
     assert joined.extra["predict_calls"] == 7 and joined.extra["name"] == "net"
     assert joined.extra["row"].tolist() == [3, 3, 4] and joined.extra["deep"]["a"].tolist() == [1, 1, 1]
     assert joined.extra["other"] == [1, 2] and joined.cost.denoiser_calls == 3 and joined.steps is None
-    assert joined.logits_before is None
+    assert joined.logits_before is None and joined.extra["said"] == ["a", "b", "c"]
     with pytest.raises(ValueError, match="no results to join"):
         join([])
 
