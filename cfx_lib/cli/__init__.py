@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 __all__ = ["main"]
 
@@ -28,15 +30,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["bench"]:  # has commands and help of its own
         from cfx_lib.bench.__main__ import main as bench
 
-        return bench(given[1:])
-    try:
-        options = parser().parse_args(given)
-    except SystemExit as stop:  # argparse: 0 after --help, 2 after an error that it has printed
-        return int(stop.code or 0)
+        return _ended(lambda: bench(given[1:]))
+    options = _ended(lambda: parser().parse_args(given))
+    if isinstance(options, int):
+        return options
     if options.command is None:
         print(ABOUT + "\n" + EXIT)
         return 2
-    return options.run(options)
+    try:
+        code = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    return code
+
+
+def _ended(run: Callable[[], Any]) -> Any:
+    """What it returned; the exit code where argparse ended it: 0 after --help, 2 after an error that it has printed."""
+    try:
+        return run()
+    except SystemExit as stop:
+        return int(stop.code or 0)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -138,7 +138,7 @@ def _explain(options: argparse.Namespace) -> dict[str, Any]:
     method = method_of(options.method)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(options.device)
-    out = _folder(options)
+    out = _checked_folder(options)
     loading = models._loading(options)
     classifier = models.network(options.classifier, **loading)
     generator, name = None, None
@@ -164,7 +164,7 @@ def _explain(options: argparse.Namespace) -> dict[str, Any]:
         "denoiser": name,
     }
     try:
-        return _write(out, options, named, explainer, classifier.names, images, result)
+        return _write(_cleared(out), options, named, explainer, classifier.names, images, result)
     except OSError as error:
         raise Failed(
             f"the explanation was made, but could not be written to {options.out}: {error}"
@@ -181,19 +181,24 @@ def _check_device(device: str) -> None:
         raise ValueError(f"--device {device}: {reason}. Expected cpu, or cuda where there is one.") from error
 
 
-def _folder(options: argparse.Namespace) -> Path:
-    """The folder to write to, made; nothing of an older explanation stays in it. Raises ValueError, OSError."""
+def _checked_folder(options: argparse.Namespace) -> Path:
+    """The folder to write to, which nothing is done to yet. Raises ValueError for a file, or an explanation that is there."""
     out = Path(options.out).expanduser()
     if out.is_file():
         raise ValueError(
             f"--out {options.out} is a file; expected a folder, which is made where it is missing."
         )
+    if (out / "explanation.json").is_file() and not options.overwrite:
+        raise ValueError(
+            f"{options.out} holds an explanation already; choose another --out, or pass --overwrite."
+        )
+    return out
+
+
+def _cleared(out: Path) -> Path:
+    """The folder, made, without the pictures of an older explanation."""
     old = out / "explanation.json"
     if old.is_file():
-        if not options.overwrite:
-            raise ValueError(
-                f"{options.out} holds an explanation already; choose another --out, or pass --overwrite."
-            )
         for image in json.loads(old.read_text("utf-8")).get("images", []):
             for file in image["pictures"].values():
                 if isinstance(file, str) and Path(file).name == file:

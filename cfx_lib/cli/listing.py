@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +76,7 @@ def _title(card: Any) -> str:
         return ""
     lines = [line.strip() for line in card.read_text("utf-8").splitlines()]
     text = next((line for line in lines if line and line[0] not in "#-|!<*`"), "")
-    return text.split(". ")[0].rstrip(".")[:160]
+    return re.split(r"\.\s+(?=[A-Z])", text)[0].rstrip(".")[:160]
 
 
 def _presets() -> list[Row]:

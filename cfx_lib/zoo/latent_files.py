@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def load_latent(
     variants = {_check_weights(folder / part, WEIGHTS[part], allow_pickle) for part in parts}
     extra = {"safety_checker": None, "requires_safety_checker": False} if kind == "text" else {}
     quiet = {
-        "use_safetensors": None if "bin" in variants else True,
+        "use_safetensors": None if "bin" in variants and len(variants) > 1 else "bin" not in variants,
         "local_files_only": True,
         "trust_remote_code": False,
     }
@@ -84,7 +85,7 @@ def load_latent(
         cls = getattr(diffusers, index["_class_name"])
         variant = "fp16" if "fp16" in variants else None
         pipeline = cls.from_pretrained(str(folder), variant=variant, **quiet, **extra)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder} could not be read as a {index['_class_name']}: {reason}") from error
     model = LatentDiffusion(pipeline, name or folder.name, **options).float().requires_grad_(False).eval()

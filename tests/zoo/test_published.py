@@ -149,6 +149,25 @@ def test_pickles_of_a_pipeline_need_permission_by_id(hub, tmp_path):
         zoo.load(tmp_path / "pipeline")
 
 
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"])
+def test_pickles_of_a_pipeline_run_no_code(tmp_path, part):
+    stable_diffusion().save_pretrained(tmp_path / "pipeline")
+    as_pickles(tmp_path / "pipeline")
+    assert zoo.load(tmp_path / "pipeline", allow_pickle=True).kind == "text"
+    torch.save({"weight": Malicious(tmp_path / "ran")}, tmp_path / "pipeline" / part)
+    with pytest.raises(ValueError, match="could not be read as a StableDiffusionPipeline"):
+        zoo.load(tmp_path / "pipeline", allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
 # ---------------------------------------------------------------------------------------------------- timm
 
 
