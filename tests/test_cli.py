@@ -143,6 +143,14 @@ def test_an_older_explanation_is_replaced_only_on_request(tmp_path, capsys):
         (("--set", "iteratoins=3"), "PGD has no setting 'iteratoins'.*Did you mean 'iterations'"),
         (("--set", "iterations"), "expected NAME=VALUE"),
         (("--set", "eps=-1"), "eps = -1"),
+        (
+            ("--set", "iterations=1.5"),
+            "--set iterations=1.5: expected a whole number, such as the default 50",
+        ),
+        (("--set", "eps=wide"), "--set eps=wide: expected a number"),
+        (("--set", "loss=3"), "--set loss=3: expected a word, such as the default 'log_prob'"),
+        (("--set", "mask=1"), "PGD has no setting 'mask'"),
+        (("--classifier", "personas/ddpm"), "personas/ddpm is a Denoiser; expected a classifier"),
         (("--image", "personas/tset"), "no image 'personas/tset'.*Did you mean 'personas/test'"),
         (("--image", "fashion/test"), r"images of fashion are \(3, 32, 32\); the models take \(3, 64, 64\)"),
         (("--first", "0"), "--first 0; expected at least 1"),
@@ -196,6 +204,9 @@ def test_images_that_cannot_be_read(tmp_path, capsys):
     assert main([*arguments, "--skip-unreadable", "--out", str(tmp_path / "o")]) == 0
     assert json.loads((tmp_path / "o/explanation.json").read_text())["skipped"] == ["bad.png"]
     (tmp_path / "file").write_text("x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain.os, "access", lambda *_: False)
+        assert run("--out", tmp_path / "p") == 2 and "is read-only" in capsys.readouterr().err
     assert run("--out", tmp_path / "file") == 2 and "is a file; expected a folder" in capsys.readouterr().err
 
 

@@ -51,6 +51,7 @@ NETWORKS = {
     "prompts",
     "tokens",
     "mask",
+    "self_mask",
     "augment",
 }
 
@@ -87,7 +88,7 @@ def settings_of(method: Method, given: Sequence[str]) -> dict[str, Any]:
 
     Raises ValueError for one that the method does not have, with the nearest, or that is not written so.
     """
-    known = [entry.name for entry in fields(method.load()) if entry.name not in NETWORKS]
+    known = {entry.name: entry.default for entry in fields(method.load()) if entry.name not in NETWORKS}
     settings = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -97,8 +98,20 @@ def settings_of(method: Method, given: Sequence[str]) -> dict[str, Any]:
             raise ValueError(
                 f"{method.cls} has no setting {name!r}; expected one of {', '.join(known)}.{nearest(name, known)}"
             )
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[name] = value
+        settings[name] = _value(text, value, known[name])
     return settings
+
+
+def _value(text: str, value: str, default: Any) -> Any:
+    """What is written after the "=", of the kind that the default is. Raises ValueError."""
+    try:
+        found = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        found = value
+    kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (int, float, tuple)}
+    allowed = kinds.get(type(default), (bool, int, float, str, tuple, type(None)))
+    if not isinstance(found, allowed) or (isinstance(found, bool) and bool not in allowed):
+        expected = {int: "a whole number", float: "a number", tuple: "a number, or several as (1,2)"}
+        kind = expected.get(type(default), "True or False" if isinstance(default, bool) else "a word")
+        raise ValueError(f"--set {text}: expected {kind}, such as the default {default!r}.")
+    return found

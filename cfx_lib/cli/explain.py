@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -15,14 +16,16 @@ from cfx_lib.cli.choices import METHODS, method_of
 
 __all__ = ["EXAMPLES", "add_to", "run"]
 
+CHUNK = 32  # images at a time for the first answers
+
 EXAMPLES = """\
 examples that run offline, on what comes with the code (about a minute each on two cores):
 
   Two faces, asked for the other class; pictures and explanation.json in faces/:
     cfx explain --method dime --classifier personas/smile-old:smile --image personas/test --first 2 --out faces
 
-  A shirt as a T-shirt, on photographs; JSON on standard output:
-    cfx explain --method dvce --classifier fashion/robust --image fashion/test --target "T-shirt/top" --out shirt --json
+  An ankle boot as a sneaker, on photographs; JSON on standard output:
+    cfx explain --method dvce --classifier fashion/robust --image fashion/test --target sneaker --out boot --json
 
   With words in the place of a pixel model, and a setting of one's own:
     cfx explain --method ldce --classifier personas/smile-old:smile --image personas/test --set start=22 --out words
@@ -139,21 +142,26 @@ def _explain(options: argparse.Namespace) -> dict[str, Any]:
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(options.device)
     out = _checked_folder(options)
-    loading = models._loading(options)
-    classifier = models.network(options.classifier, **loading)
+    loading = models.loading(options)
+    classifier = models.classifier_of(options.classifier, **loading)
     generator, name = None, None
     if {"denoiser", "model"} & set(method.parts):
         name = options.denoiser or models.default_generator(method, options.classifier, classifier)
-        generator = models.network(name, one_attribute=False, **loading)
+        generator = models.generator_of(method, name, **loading)
     elif options.denoiser:
         raise ValueError(f"{method.cls} uses no diffusion model: leave out --denoiser.")
     preset = options.preset or models.default_preset(method, options.classifier, generator, classifier)
+    if method.cls == "DVCE" and not options.robust:
+        print(
+            "note: without --robust there is no cone, which suits a classifier that is robust itself",
+            file=sys.stderr,
+        )
     explainer = models.build(method, options, classifier, generator, preset)
     size, channels = models.image_shape(generator, classifier, options.classifier, options.size)
     images = inputs.read(options.image, size, channels, options.first, options.skip_unreadable)
     for line in inputs.describe(images):
         print(f"note: {line}", file=sys.stderr)
-    given = classifier.predict(images.x.to(options.device)).cpu()
+    given = torch.cat([classifier.predict(part.to(options.device)).cpu() for part in images.x.split(CHUNK)])
     target = inputs.targets(options.target, classifier.names, given)
     many = {"batch": options.batch, "seed": options.seed, "progress": sys.stderr.isatty()}
     result = explain_in_batches(explainer, images.x, target, **many)
@@ -187,6 +195,11 @@ def _checked_folder(options: argparse.Namespace) -> Path:
     if out.is_file():
         raise ValueError(
             f"--out {options.out} is a file; expected a folder, which is made where it is missing."
+        )
+    there = next(place for place in (out, *out.absolute().parents) if place.is_dir())
+    if not os.access(there, os.W_OK):
+        raise ValueError(
+            f"--out {options.out} cannot be written: {there} is read-only. Choose another folder."
         )
     if (out / "explanation.json").is_file() and not options.overwrite:
         raise ValueError(

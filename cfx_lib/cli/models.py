@@ -9,7 +9,16 @@ from typing import Any
 from cfx_lib.cli import inputs
 from cfx_lib.cli.choices import Method, preset_of, settings_of
 
-__all__ = ["build", "default_generator", "default_preset", "image_shape", "network"]
+__all__ = [
+    "build",
+    "classifier_of",
+    "default_generator",
+    "default_preset",
+    "generator_of",
+    "image_shape",
+    "loading",
+    "network",
+]
 
 IMAGENET = 1000
 WORLD_SIZE = {"personas": 64, "avatars": 64, "fashion": 32}
@@ -28,6 +37,30 @@ def network(text: str, one_attribute: bool = True, **options: Any) -> Any:
         said = ", ".join(f"{name}:{one}" for one in attributes)
         raise ValueError(f"{name} is a network of attributes: say which is explained, one of {said}.")
     return model.for_attribute(attribute) if attribute else model
+
+
+def classifier_of(text: str, **options: Any) -> Any:
+    """A classifier by NAME or NAME:ATTRIBUTE. Raises ValueError for another kind of network."""
+    model = network(text, **options)
+    if not hasattr(model, "predict") or not hasattr(model, "names"):
+        raise ValueError(
+            f"{text} is a {type(model).__name__}; expected a classifier. `cfx list models` has names."
+        )
+    return model
+
+
+def generator_of(method: Method, text: str, **options: Any) -> Any:
+    """The diffusion model of a method, in pixels or in latents as it needs one. Raises ValueError for another kind."""
+    model, latent = network(text, one_attribute=False, **options), "model" in method.parts
+    fits = hasattr(model, "vae") if latent else hasattr(model, "betas")
+    if not fits:
+        kind = (
+            "latent diffusion model (such as avatars/sd)"
+            if latent
+            else "denoiser of pixels (such as personas/ddpm)"
+        )
+        raise ValueError(f"{text} is a {type(model).__name__}; {method.cls} needs a {kind}.")
+    return model
 
 
 def world_of(name: str) -> str | None:
@@ -78,20 +111,19 @@ def image_shape(generator: Any, classifier: Any, name: str, asked: int | None) -
             f"--size {asked} does not fit: {generator.name} takes images of {fixed}x{fixed} pixels. Leave --size out, or choose "
             "another --denoiser."
         )
-    factor = getattr(generator, "factor", 1)
+    factor, world = getattr(generator, "factor", 1), world_of(name)
     if asked is not None and asked % factor:
         raise ValueError(f"--size {asked} does not fit: {generator.name} takes sides divisible by {factor}.")
-    channels = getattr(generator, "channels", 3) if factor == 1 else generator.image_channels
-    world, config = world_of(name), _timm_config(classifier)
-    if generator is None:
-        channels = len(getattr(classifier, "runner", None).mean.flatten()) if world == "fashion" else 3
-    size = asked or fixed or getattr(generator, "native_size", None) or WORLD_SIZE.get(world)
-    size = size or getattr(classifier, "size", None) or (config.get("input_size") or [None])[-1]
+    size = asked or fixed or WORLD_SIZE.get(world) or getattr(generator, "native_size", None)
+    size = (
+        size
+        or getattr(classifier, "size", None)
+        or (_timm_config(classifier).get("input_size") or [None])[-1]
+    )
     if size is None:
         raise ValueError("the models do not say which size of images they take: give --size.")
-    if world is not None and generator is not None and getattr(generator, "factor", 1) > 1 and asked is None:
-        size = WORLD_SIZE[world]
-    return int(size), int(channels)
+    channels = getattr(generator, "image_channels", None) or getattr(generator, "channels", None)
+    return int(size), int(channels or (1 if world == "fashion" else 3))
 
 
 def _timm_config(classifier: Any) -> dict[str, Any]:
@@ -115,7 +147,7 @@ def build(
     if options.robust and method.cls != "DVCE":
         raise ValueError(f"--robust is for dvce; for {method.cls} give a robust --classifier instead.")
     if options.robust:
-        changes["robust"] = network(options.robust, **_loading(options))
+        changes["robust"] = classifier_of(options.robust, **loading(options))
     models = [found[part] for part in method.parts]
     if preset is None:
         return method.load()(*models, **changes)
@@ -123,7 +155,7 @@ def build(
     return method.load().preset(preset, *models, **changes)
 
 
-def _loading(options: argparse.Namespace) -> dict[str, Any]:
+def loading(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `zoo.load` that the command line has."""
     return {
         "device": options.device,

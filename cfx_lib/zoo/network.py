@@ -185,6 +185,8 @@ def _receive(url: str, partial: Path, progress: bool, timeout: float) -> bool:
         etag = answer.headers.get("ETag", "")
         if etag and not etag.startswith("W/"):
             tag.write_text(etag, "utf-8")
+        else:
+            tag.unlink(missing_ok=True)
         bar = {"total": total, "initial": have if resumed else 0, "unit": "B", "unit_scale": True}
         with open(partial, "ab" if resumed else "wb") as file:
             with tqdm(desc=partial.name[1:-8], disable=not progress, file=sys.stderr, **bar) as shown:

@@ -5,10 +5,12 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import hubs
 import pytest
 import timm
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from hubs import as_pickles, cached, cached_id
 from latents import dit, stable_diffusion
 from models import fixture
 from torch import nn
@@ -17,44 +19,10 @@ import cfx_lib
 from cfx_lib import zoo
 from cfx_lib.zoo import manifest, readers, registry
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub cache and a cache of downloads of its own, and no network whatever the machine has."""
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("CFX_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "hub"
-
-
-def cached(hub, name, source):
-    """Put a folder into the hub's cache as the checkpoint `name` of the manifest: its snapshot."""
-    entry = manifest.entry(name)
-    return cached_id(hub, entry.where, source, entry.revision)
-
-
-def cached_id(hub, hub_id, source, revision=None):
-    repository = hub / ("models--" + hub_id.replace("/", "--"))
-    snapshot = repository / "snapshots" / (revision or COMMIT)
-    shutil.copytree(source, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision or COMMIT)
-    return snapshot
-
-
-def as_pickles(folder):
-    """Turn the safetensors of a pipeline into the pickles of older repositories."""
-    from safetensors.torch import load_file
-
-    for path in [*folder.glob("*/*.safetensors"), *folder.glob("*.safetensors")]:
-        stem = "pytorch_model" if path.parent.name == "text_encoder" else path.stem
-        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
-        path.unlink()
+    return hubs.offline(tmp_path, monkeypatch)
 
 
 def local(name, **changes):
