@@ -116,6 +116,8 @@ def test_an_older_explanation_is_replaced_only_on_request(tmp_path, capsys):
     assert run("--out", tmp_path, "--first", "2") == 0
     assert run("--out", tmp_path) == 2 and "holds an explanation already" in capsys.readouterr().err
     assert run("--out", tmp_path, "--overwrite") == 0
+    (tmp_path / "explanation.json").write_text('{"images": [{"pictures": 3}]}')
+    assert run("--out", tmp_path, "--overwrite") == 0
     assert not list(tmp_path.glob("*-0001*")) and (tmp_path / "mine.png").exists()
     assert len(CFResult.load(tmp_path)) == 1
 
@@ -178,7 +180,8 @@ def test_bad_input_of_a_diffusion_method(tmp_path, capsys):
     ):
         assert run("--method", "dime", *arguments, "--out", tmp_path / "out") == 2
         assert re.search(message, capsys.readouterr().err), message
-    assert run("--method", "time", "--out", tmp_path / "out") == 2
+    words = ("--method", "time", "--classifier", "personas/brittle:smile")
+    assert run(*words, "--out", tmp_path / "out") == 2
     assert "TIME needs the words that it has learned" in capsys.readouterr().err
 
 
@@ -289,6 +292,15 @@ def test_prompts_of_ldce():
     with pytest.raises(ValueError, match="dit has 1000 classes, the classifier 2"):
         models._prompts(pets, cats, dit)
     assert models._prompts(pets, SimpleNamespace(names=["a"] * 1000, num_classes=1000), dit) is None
+
+
+def test_shipped_words_belong_to_their_classifier(tmp_path, monkeypatch):
+    words = tmp_path / "weights/avatars/tokens-mine"
+    words.mkdir(parents=True)
+    (words / "tokens.json").write_text(json.dumps({"facts": {"black box": SMILE}}))
+    monkeypatch.setenv("CFX_DATA", str(tmp_path))
+    assert models._shipped_tokens(SMILE) == "avatars/tokens-mine"
+    assert models._shipped_tokens("personas/brittle:smile") is None
 
 
 def test_the_picture_of_a_difference():

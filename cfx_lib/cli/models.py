@@ -172,7 +172,7 @@ def _prompts(options: argparse.Namespace, classifier: Any, generator: Any) -> An
     given = inputs.prompts(options.prompt, classifier.names)
     first = [name.split(",")[0].strip() for name in classifier.names]
     if given is not None:
-        return given
+        return {k: int(v) if generator.kind == "class" and v.isdigit() else v for k, v in given.items()}
     if options.template:
         return class_prompts(options.template, first)
     kind, (name, _, attribute) = generator.kind, options.classifier.partition(":")
@@ -196,11 +196,24 @@ def _prompts(options: argparse.Namespace, classifier: Any, generator: Any) -> An
 
 
 def _tokens(options: argparse.Namespace) -> Any:
+    """The words that were learned about the classifier: those of --tokens, else shipped ones."""
     from cfx_lib.methods.time import Tokens
 
-    if not options.tokens:
+    name = options.tokens or _shipped_tokens(options.classifier)
+    if name is None:
         raise ValueError(
             "TIME needs the words that it has learned about the classifier: --tokens FOLDER, as Tokens.save writes it "
             "(cfx_lib.methods.time.Distillation learns them)."
         )
-    return Tokens.load(options.tokens)
+    return Tokens.load(name)
+
+
+def _shipped_tokens(classifier: str) -> str | None:
+    """The name of the shipped words that were learned about this classifier."""
+    from cfx_lib.zoo.checksums import data_dir
+    from cfx_lib.zoo.files import read_json
+
+    for path in sorted((data_dir() / "weights").glob("*/*/tokens.json")):
+        if read_json(path).get("facts", {}).get("black box") == classifier:
+            return path.parent.relative_to(data_dir() / "weights").as_posix()
+    return None
