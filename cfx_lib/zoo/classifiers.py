@@ -402,10 +402,19 @@ def _load_timm(
     known = model.pretrained_cfg
     size = known["input_size"][-1] if known.get("fixed_input_size") else None
     names = config.get("label_names")
-    names = names if names and len(names) == model.num_classes else None
+    names = names if names and len(names) == model.num_classes else imagenet_names(model.num_classes)
     return WrappedClassifier(
         model, model.num_classes, known["mean"], known["std"], names, name, size, **options
     )
+
+
+def imagenet_names(num_classes: int) -> list[str] | None:
+    """The names of ImageNet's 1000 classes in their order, as `timm` has them; None for another number of classes."""
+    if num_classes != 1000:
+        return None
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo("imagenet-1k").label_descriptions()
 
 
 def save_classifier(
