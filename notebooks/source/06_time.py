@@ -228,7 +228,7 @@ say(
 @torch.no_grad()
 def draw(condition, n=6, w=1.5, steps=12, seed=0):
     """Images from noise for one encoded phrase (1,L,d): DDIM with classifier-free guidance (Eq. 6.3), (n,3,H,W)."""
-    levels, empty = edict_levels(model.alphas_cumprod, steps), model.unconditional(n)
+    levels, empty = edict_levels(model.alpha_bar, steps), model.unconditional(n)
     side = model.native_size // model.factor
     z = torch.randn(n, model.channels, side, side, generator=torch.Generator().manual_seed(seed))
     both = torch.cat([condition.expand(n, -1, -1), empty])
@@ -449,17 +449,17 @@ assert box.images == first_time[0]
 # Write Eq. 6.1 for a batch, every latent at a timestep of its own, as a mean over all values. `eps(z_t, t, condition)` wants one phrase a
 # latent, and you have one for all.
 #
-# <details><summary>Hint</summary><code>alphas_cumprod[t].to(z).view(-1, 1, 1, 1)</code> lines up; <code>condition.expand(len(z), -1, -1)</code>
+# <details><summary>Hint</summary><code>alpha_bar[t].to(z).view(-1, 1, 1, 1)</code> lines up; <code>condition.expand(len(z), -1, -1)</code>
 # repeats without copying. Gradients must flow to <code>condition</code>.</details>
 
 
 # %% tags=["exercise"]
 @exercise("06.2")
-def word_loss(eps, z, t, noise, alphas_cumprod, condition):
-    """z, noise (N,c,h,w), t (N,) long, alphas_cumprod (T,), condition (1,L,d) -> the loss, a number."""
+def word_loss(eps, z, t, noise, alpha_bar, condition):
+    """z, noise (N,c,h,w), t (N,) long, alpha_bar (T,), condition (1,L,d) -> the loss, a number."""
     # SOLUTION
-    alpha = alphas_cumprod[t].to(z).view(-1, 1, 1, 1)
-    z_t = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
+    kept = alpha_bar[t].to(z).view(-1, 1, 1, 1)
+    z_t = kept.sqrt() * z + (1 - kept).sqrt() * noise
     predicted = eps(z_t, t, condition.expand(len(z), -1, -1))
     return (predicted - noise).square().mean()
     # END SOLUTION
@@ -482,9 +482,9 @@ def learn_word(rows, start, context, iterations=ITERATIONS, keep=(), seed=0):
         if i in keep:
             kept[i] = condition.detach()
         batch = rows[torch.randint(len(rows), (BATCH,), generator=source)]
-        t = torch.randint(len(model.alphas_cumprod), (BATCH,), generator=source)
+        t = torch.randint(len(model.alpha_bar), (BATCH,), generator=source)
         noise = torch.randn(latents[batch].shape, generator=source)
-        loss = word_loss(model.eps, latents[batch], t, noise, model.alphas_cumprod, condition)
+        loss = word_loss(model.eps, latents[batch], t, noise, model.alpha_bar, condition)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -521,8 +521,8 @@ def explains_better(conditions, z, seed=1):
     """Which of K encoded phrases (1,L,d) finds the noise best, image by image: (N,) long. The same noise for all."""
     source, errors = torch.Generator().manual_seed(seed), torch.zeros(len(conditions), len(z))
     for level in (0.2, 0.3, 0.4, 0.5):
-        t = int(level * len(model.alphas_cumprod))
-        noise, alpha = torch.randn(z.shape, generator=source), float(model.alphas_cumprod[t])
+        t = int(level * len(model.alpha_bar))
+        noise, alpha = torch.randn(z.shape, generator=source), float(model.alpha_bar[t])
         z_t = alpha**0.5 * z + (1 - alpha) ** 0.5 * noise
         for k, condition in enumerate(conditions):
             errors[k] += (
@@ -587,7 +587,7 @@ show(Distillation._backward, docstring=False)
 # ### Exercise 06.3 ●●○ (8 min): one step
 #
 # Derive $a_t$ and $b_t$: put $\hat z_0=(z_t-\sqrt{1-\bar\alpha_t}\,\epsilon)/\sqrt{\bar\alpha_t}$ into
-# $z_{t-1}=\sqrt{\bar\alpha_{t-1}}\,\hat z_0+\sqrt{1-\bar\alpha_{t-1}}\,\epsilon$ and collect. `alpha` is $\bar\alpha_t$, `below` is
+# $z_{t-1}=\sqrt{\bar\alpha_{t-1}}\,\hat z_0+\sqrt{1-\bar\alpha_{t-1}}\,\epsilon$ and collect. `alpha_bar` is $\bar\alpha_t$, `below` is
 # $\bar\alpha_{t-1}$.
 #
 # <details><summary>Hint</summary>What stands before <code>z</code> is <code>a</code>; what stands before <code>eps</code>, from both terms, is <code>b</code>.</details>
@@ -595,11 +595,11 @@ show(Distillation._backward, docstring=False)
 
 # %% tags=["exercise"]
 @exercise("06.3")
-def step_coefficients(alpha, below):
+def step_coefficients(alpha_bar, below):
     """alpha_bar of a level and of the next one below -> (a, b), two numbers."""
     # SOLUTION
-    a = (below / alpha) ** 0.5
-    b = (1 - below) ** 0.5 - a * (1 - alpha) ** 0.5
+    a = (below / alpha_bar) ** 0.5
+    b = (1 - below) ** 0.5 - a * (1 - alpha_bar) ** 0.5
     return a, b
     # END SOLUTION
 
@@ -626,7 +626,7 @@ def step_coefficients(alpha, below):
 # %% [markdown]
 # ### Exercise 06.4 ●●● (12 min): undo a step
 #
-# Write Eq. 6.6. `level` has the coefficients (`level.coefficients`, or your own from `level.alpha` and `level.below`) and the network's
+# Write Eq. 6.6. `level` has the coefficients (`level.coefficients`, or your own from `level.alpha_bar` and `level.below`) and the network's
 # timestep `level.t`; `eps(state, t)` is the guided noise.
 #
 # <details><summary>Hint</summary>Four lines, in this order: y, x (the mixing), y, x (the steps). Whenever you need the other stream, take its
@@ -638,7 +638,7 @@ def step_coefficients(alpha, below):
 def undo(x, y, eps, level, p):
     """Both streams (N,c,h,w) below a level -> both streams at the level."""
     # SOLUTION
-    a, b = step_coefficients(level.alpha, level.below)
+    a, b = step_coefficients(level.alpha_bar, level.below)
     y = (y - (1 - p) * x) / p
     x = (x - (1 - p) * y) / p
     y = (y - b * eps(x, level.t)) / a
@@ -685,8 +685,8 @@ def there_and_back(z, eps, sampler, up, down):
     return [r[0] for r in rising], [f[0] for f in falling][::-1]
 
 
-down = edict_levels(model.alphas_cumprod, STEPS, TAU)
-off = edict_levels(model.alphas_cumprod, STEPS, TAU, shift=1)
+down = edict_levels(model.alpha_bar, STEPS, TAU)
+off = edict_levels(model.alpha_bar, STEPS, TAU, shift=1)
 with torch.no_grad():
     z = model.encode(x)
 SAMPLERS = {
@@ -837,7 +837,7 @@ def steer(eps_for, eps_against, w):
 def disagreement(tokens, z, level, seed=0):
     """|eps(C_1) - eps(C_0)| at every place of noised latents, (N,1,h,w)."""
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
-    z_t = level.alpha**0.5 * z + (1 - level.alpha) ** 0.5 * noise
+    z_t = level.alpha_bar**0.5 * z + (1 - level.alpha_bar) ** 0.5 * noise
     one, zero = (model.eps(z_t, level.t, phrase(tokens, k).expand(len(z), -1, -1)) for k in (1, 0))
     return (one - zero).norm(dim=1, keepdim=True)
 
@@ -920,7 +920,7 @@ def my_time(eps, z, c_source, c_target, levels, w, p):
 
 # %%
 tau, w = method.attempts[0]
-levels = edict_levels(model.alphas_cumprod, STEPS, tau)
+levels = edict_levels(model.alpha_bar, STEPS, tau)
 with torch.no_grad():
     mine = my_time(
         model.eps, z[few].double(), conditions(source[few]), conditions(target[few]), levels, w, method.p

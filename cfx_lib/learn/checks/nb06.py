@@ -89,12 +89,12 @@ def word_loss(
     z: Tensor,
     t: Tensor,
     noise: Tensor,
-    alphas_cumprod: Tensor,
+    alpha_bar: Tensor,
     condition: Tensor,
 ) -> Tensor:
     """Eq. 5.5 (thesis) for latents and noise (N,c,h,w), timesteps (N,) and one encoded phrase (1,L,d): a number."""
-    alpha = alphas_cumprod[t].to(z).view(-1, 1, 1, 1)
-    z_t = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
+    kept = alpha_bar[t].to(z).view(-1, 1, 1, 1)
+    z_t = kept.sqrt() * z + (1 - kept).sqrt() * noise
     return (eps(z_t, t, condition.expand(len(z), -1, -1)) - noise).square().mean()
 
 
@@ -102,7 +102,7 @@ def word_loss(
     "06.2",
     dots=2,
     minutes=8,
-    hint="`alphas_cumprod[t]` is one number a latent; `.view(-1, 1, 1, 1)` lines it up. The network wants one phrase for "
+    hint="`alpha_bar[t]` is one number a latent; `.view(-1, 1, 1, 1)` lines it up. The network wants one phrase for "
     "each latent: `condition.expand(len(z), -1, -1)`. Compare what it says with the noise, square, take the mean.",
     reference=word_loss,
 )
@@ -158,23 +158,23 @@ def _(answer: Callable) -> None:
 # ------------------------------------------------------------------------------------- 06.3 one step of DDIM
 
 
-def step_coefficients(alpha: float, below: float) -> tuple[float, float]:
+def step_coefficients(alpha_bar: float, below: float) -> tuple[float, float]:
     """a_t and b_t of Eq. 5.6 (thesis): alpha_bar of a level and of the one below it -> two numbers."""
-    return Level(0, alpha, below).coefficients
+    return Level(0, alpha_bar, below).coefficients
 
 
 @check(
     "06.3",
     dots=2,
     minutes=8,
-    hint="Put z0_hat = (z - sqrt(1 - alpha) eps) / sqrt(alpha) into sqrt(below) z0_hat + sqrt(1 - below) eps, and collect what "
+    hint="Put z0_hat = (z - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar) into sqrt(below) z0_hat + sqrt(1 - below) eps, and collect what "
     "stands before z (that is a) and before eps (that is b).",
     reference=step_coefficients,
 )
 def _(answer: Callable) -> None:
-    alpha, below = 0.3, 0.6
-    a, b = (float(number(v)) for v in _pair(answer(alpha, below), "a, b"))
-    want_a, want_b = step_coefficients(alpha, below)
+    alpha_bar, below = 0.3, 0.6
+    a, b = (float(number(v)) for v in _pair(answer(alpha_bar, below), "a, b"))
+    want_a, want_b = step_coefficients(alpha_bar, below)
 
     def near(value: float, other: float) -> bool:
         return abs(value - other) < 1e-6
@@ -183,9 +183,9 @@ def _(answer: Callable) -> None:
         raise Wrong("a and b have changed places: a belongs to the state, b to the noise.")
     if near(a, 1 / want_a):
         raise Wrong(
-            "your a is upside down: a step towards the image makes the state longer, sqrt(below / alpha) > 1."
+            "your a is upside down: a step towards the image makes the state longer, sqrt(below / alpha_bar) > 1."
         )
-    if near(a, below / alpha):
+    if near(a, below / alpha_bar):
         raise Wrong("the root is missing in a: alpha_bar counts variances, the state is scaled by its root.")
     if not near(a, want_a):
         raise Wrong(f"a is {a:.4f}; what stands before z is sqrt(below) / sqrt(alpha), here {want_a:.4f}.")
@@ -194,12 +194,12 @@ def _(answer: Callable) -> None:
     if near(b, (1 - below) ** 0.5):
         raise Wrong(
             "your b is only the noise that is put back; the noise that was taken out of z0_hat is missing: "
-            "- sqrt(below (1 - alpha) / alpha)."
+            "- sqrt(below (1 - alpha_bar) / alpha_bar)."
         )
-    if near(b, (1 - below) ** 0.5 - (1 - alpha) ** 0.5):
-        raise Wrong("the noise taken out is scaled along with z0_hat: it wants the factor sqrt(below / alpha) too.")  # fmt: skip
+    if near(b, (1 - below) ** 0.5 - (1 - alpha_bar) ** 0.5):
+        raise Wrong("the noise taken out is scaled along with z0_hat: it wants the factor sqrt(below / alpha_bar) too.")  # fmt: skip
     if not near(b, want_b):
-        raise Wrong(f"b is {b:.4f}; Eq. 6.4 gives {want_b:.4f} for alpha = {alpha} and below = {below}.")
+        raise Wrong(f"b is {b:.4f}; Eq. 6.4 gives {want_b:.4f} for alpha_bar = {alpha_bar} and below = {below}.")
     same_level = _pair(answer(0.5, 0.5), "a, b")
     if not (near(float(same_level[0]), 1) and near(float(same_level[1]), 0)):
         raise Wrong("where the level does not change, nothing should happen: a = 1 and b = 0.")

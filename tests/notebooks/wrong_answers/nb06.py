@@ -50,8 +50,8 @@ def _a_list(predict, images, batch):
 
 
 def _loss(alpha_of=lambda a: (a.sqrt(), (1 - a).sqrt()), shown=None, compared="noise", reduce=torch.mean):
-    def wrong(eps, z, t, noise, alphas_cumprod, condition):
-        a, b = alpha_of(alphas_cumprod[t].to(z).view(-1, 1, 1, 1))
+    def wrong(eps, z, t, noise, alpha_bar, condition):
+        a, b = alpha_of(alpha_bar[t].to(z).view(-1, 1, 1, 1))
         z_t = z if shown == "clean" else a * z + b * noise
         target = z if compared == "clean" else noise
         return reduce((eps(z_t, t, condition.expand(len(z), -1, -1)) - target).square())
@@ -59,21 +59,21 @@ def _loss(alpha_of=lambda a: (a.sqrt(), (1 - a).sqrt()), shown=None, compared="n
     return wrong
 
 
-def _one_phrase(eps, z, t, noise, alphas_cumprod, condition):
-    alpha = alphas_cumprod[t].to(z).view(-1, 1, 1, 1)
-    return (eps(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, condition) - noise).square().mean()
+def _one_phrase(eps, z, t, noise, alpha_bar, condition):
+    kept = alpha_bar[t].to(z).view(-1, 1, 1, 1)
+    return (eps(kept.sqrt() * z + (1 - kept).sqrt() * noise, t, condition) - noise).square().mean()
 
 
-def _detached(eps, z, t, noise, alphas_cumprod, condition):
+def _detached(eps, z, t, noise, alpha_bar, condition):
     with torch.no_grad():
-        return _loss()(eps, z, t, noise, alphas_cumprod, condition)
+        return _loss()(eps, z, t, noise, alpha_bar, condition)
 
 
 # ------------------------------------------------------------------------------------------------ 06.3
 
 
-def _b(alpha, below):
-    return (1 - below) ** 0.5 - (below * (1 - alpha) / alpha) ** 0.5
+def _b(alpha_bar, below):
+    return (1 - below) ** 0.5 - (below * (1 - alpha_bar) / alpha_bar) ** 0.5
 
 
 # ------------------------------------------------------------------------------------------------ 06.4
@@ -236,16 +236,16 @@ WRONG = {
         (_detached, "no gradient flows"),
     ],
     "06.3": [
-        (lambda alpha, below: ((alpha / below) ** 0.5, _b(alpha, below)), "upside down"),
-        (lambda alpha, below: (below / alpha, _b(alpha, below)), "root is missing in a"),
-        (lambda alpha, below: ((below / alpha) ** 0.5, -_b(alpha, below)), "wrong sign"),
-        (lambda alpha, below: ((below / alpha) ** 0.5, (1 - below) ** 0.5), "put back"),
+        (lambda alpha_bar, below: ((alpha_bar / below) ** 0.5, _b(alpha_bar, below)), "upside down"),
+        (lambda alpha_bar, below: (below / alpha_bar, _b(alpha_bar, below)), "root is missing in a"),
+        (lambda alpha_bar, below: ((below / alpha_bar) ** 0.5, -_b(alpha_bar, below)), "wrong sign"),
+        (lambda alpha_bar, below: ((below / alpha_bar) ** 0.5, (1 - below) ** 0.5), "put back"),
         (
-            lambda alpha, below: ((below / alpha) ** 0.5, (1 - below) ** 0.5 - (1 - alpha) ** 0.5),
+            lambda alpha_bar, below: ((below / alpha_bar) ** 0.5, (1 - below) ** 0.5 - (1 - alpha_bar) ** 0.5),
             "scaled along",
         ),
-        (lambda alpha, below: (_b(alpha, below), (below / alpha) ** 0.5), "changed places"),
-        (lambda alpha, below: (below / alpha) ** 0.5, "expected two values"),
+        (lambda alpha_bar, below: (_b(alpha_bar, below), (below / alpha_bar) ** 0.5), "changed places"),
+        (lambda alpha_bar, below: (below / alpha_bar) ** 0.5, "expected two values"),
     ],
     "06.4": [
         (_x_first, "you undid x before y"),
