@@ -16,6 +16,7 @@ from torch import nn
 
 from cfx_lib.train import classifier, ddpm, fashion, features, latent, perceptual, robust, tokens
 from cfx_lib.train.loop import BatchFn, LossFn, Recipe, fit
+from cfx_lib.train.time_tokens import TokensJob, time_tokens
 from cfx_lib.worlds import avatars, folders, personas
 from cfx_lib.worlds import fashion as photographs
 from cfx_lib.zoo.checksums import data_dir, update
@@ -583,7 +584,7 @@ def _avatars_oracle() -> Job:
 _EXPLAINED = ("smile", "old")
 _SHORT = Recipe(steps=2200, batch=64, lr=2e-3, weight_decay=1e-2, ema=0.995)
 
-RECIPES: dict[str, Callable[[], Job]] = {
+RECIPES: dict[str, Callable[[], Job | TokensJob]] = {
     "personas/ddpm": _ddpm,
     "personas/smile-old": _classifier("train", _EXPLAINED, (), True, DENSENET, _SHORT),
     "personas/brittle": _classifier("train", _EXPLAINED, (), False, DENSENET, _SHORT),
@@ -614,6 +615,8 @@ RECIPES: dict[str, Callable[[], Job]] = {
     "avatars/sd": _avatars_sd,
     "avatars/dit": _avatars_dit,
     "avatars/oracle": _avatars_oracle,
+    "avatars/tokens-smile": lambda: time_tokens("avatars/tokens-smile"),
+    "avatars/tokens-shortcut": lambda: time_tokens("avatars/tokens-shortcut"),
     "fashion/ddpm": _fashion_ddpm,
     "fashion/resnet": _fashion_classifier(
         RESNET, Recipe(steps=5000, batch=128, lr=2e-3, weight_decay=2e-2, ema=0.998)
