@@ -199,7 +199,9 @@ def _(answer: Callable) -> None:
     if near(b, (1 - below) ** 0.5 - (1 - alpha_bar) ** 0.5):
         raise Wrong("the noise taken out is scaled along with z0_hat: it wants the factor sqrt(below / alpha_bar) too.")  # fmt: skip
     if not near(b, want_b):
-        raise Wrong(f"b is {b:.4f}; Eq. 6.4 gives {want_b:.4f} for alpha_bar = {alpha_bar} and below = {below}.")
+        raise Wrong(
+            f"b is {b:.4f}; Eq. 6.4 gives {want_b:.4f} for alpha_bar = {alpha_bar} and below = {below}."
+        )
     same_level = _pair(answer(0.5, 0.5), "a, b")
     if not (near(float(same_level[0]), 1) and near(float(same_level[1]), 0)):
         raise Wrong("where the level does not change, nothing should happen: a = 1 and b = 0.")
