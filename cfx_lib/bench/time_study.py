@@ -31,8 +31,8 @@ from cfx_lib.types import CFResult
 MODEL = "avatars/sd"
 SHIPPED = {"smile-old": "avatars/tokens-smile", "smile-shortcut": "avatars/tokens-shortcut"}
 """Classifier -> its words for "smile"."""
-EXPLAINED = {"smile-old": 1}
-"""Classifiers of `time_main`, and by how much its number of faces is divided; "brittle": 2 would add the brittle one."""
+EXPLAINED = {"smile-old": 1, "brittle": 2}
+"""Classifiers of `time_main`, and by how much its number of faces is divided."""
 
 
 # ------------------------------------------------------------------------------------------------ TIME on faces
@@ -409,7 +409,7 @@ def cost(n: int) -> Iterator[Row]:
     x, _ = faces("test", "smile", n)
     target, classifier = targets(name, x), classifier_of(name, "smile")
     time_ = explainer(name)
-    denied = replace(time_, predict=lambda x: torch.zeros(len(x), dtype=torch.long))
+    denied = replace(time_, predict=lambda x: 0 * time_.predict(x))
     thesis = TIME.preset("paper/celebahq/smile", model(), time_.predict, time_.tokens)
     thesis = _single(thesis, 35, 4.0)
     methods = {
@@ -476,14 +476,14 @@ def settings(n: int) -> Iterator[Row]:
 
 TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (rows, number of faces)
     "time_main": (main_table, 64),
-    "time_inversion": (inversion, 4),
-    "time_steps": (steps_table, 8),
-    "time_context": (context, 8),
-    "time_guidance": (guidance, 8),
-    "time_vectors": (vectors, 8),
-    "time_cost": (cost, 2),
+    "time_inversion": (inversion, 16),
+    "time_steps": (steps_table, 64),
+    "time_context": (context, 64),
+    "time_guidance": (guidance, 64),
+    "time_vectors": (vectors, 64),
+    "time_cost": (cost, 8),
     "time_shortcut": (shortcut, 32),
-    "time_settings": (settings, 8),
+    "time_settings": (settings, 32),
 }
 
 
