@@ -582,7 +582,7 @@ show(Distillation._backward, docstring=False)
 # %%
 taken, velocity = copy.deepcopy(model), copy.deepcopy(model)
 taken.pipeline.tokenizer.add_tokens([words.word(1)])  # as if somebody had loaded a word of this name
-taken.text_encoder.resize_token_embeddings(len(taken.pipeline.tokenizer))
+taken.text_encoder.resize_token_embeddings(len(taken.pipeline.tokenizer), mean_resizing=False)
 velocity.prediction_type = "v_prediction"
 refused = {
     "too few images of a class": lambda: Distillation.preset("fast", model, fair).learn(pool[:20], progress=False),
@@ -1698,7 +1698,7 @@ display(
             "its own words,\nlearned quickly": told(by_linear.x_cf, ask),
             "the fair box's\nwords": told(with_fair_words.x_cf, ask),
         },
-        title="A linear model of scikit-learn (box: its label)",
+        title="A linear model of scikit-learn (what counted: white for a smile, black for a frown)",
         size=1.5,
     )
 )
@@ -1707,7 +1707,7 @@ mouth = F.avg_pool2d(at_mouth.float(), 2).view(1, 1, 32, 32)
 told_by = (share * mouth).sum((1, 2, 3)) / share.sum((1, 2, 3))
 say(
     f"This box can be opened, so the explanation can be checked: weight times change, pixel by pixel, adds up to the change of the decision (asserted). "
-    f"{float(told_by.mean()):.0%} of it is at the mouth, where TIME's pictures say."
+    f"{float(told_by.mean()):.0%} of it is at the mouth, and that is where TIME's pictures show it."
 )
 
 # %% [markdown]
