@@ -220,9 +220,10 @@ say(
 # begins with such a pair of pictures (its Fig. 5.1), a celebrity and a face of Stable Diffusion, both smiling, not alike.
 # So the model's own word must not be used to explain what *the classifier* means.
 #
-# Below, the first row asks our model in plain English, without a style. The second says the style. The next two say the
-# words that were learned from what the fair classifier calls class 0 and class 1; the last two, those learned from what
-# the classifier `smile-shortcut` calls so. All from the same noise, column by column.
+# Below, the first row shows faces of the data that the fair classifier calls class 1, the left half of such a pair. All other
+# rows are drawn by our model, from the same noise, column by column. The second asks in plain English, without a style, the third
+# says the style. The next two say the words that were learned from what the fair classifier calls class 0 and class 1; the last two, those
+# learned from what the classifier `smile-shortcut` calls so.
 #
 # > **Predict first.** `smile-shortcut` was trained where whoever smiles wears glasses. What will its word draw?
 
@@ -259,6 +260,8 @@ asked_for = {
 }
 HOW_MANY = 6 if MODE == "fast" else 48
 drawn = {label: draw(phrase(*what), n=HOW_MANY) for label, what in asked_for.items()}
+pool = torch.from_numpy(personas.load_uint8("train", LEARN)[0].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+heaps = {f"data: {who} box says 1": pool[:200][box(pool[:200]) == 1] for who, box in (("fair", fair), ("biased", biased))}  # fmt: skip
 
 
 def shown(images):
@@ -270,9 +273,11 @@ def shown(images):
 k = slice(0, 6)
 display(
     plots.image_rows(
-        {label: images[k] for label, images in drawn.items()},
-        titles={label: shown(images[k]) for label, images in drawn.items()},
-        title="Drawn from the same noise by six phrases (captions: the oracle)",
+        {"data, class 1 of\nthe fair box": heaps["data: fair box says 1"][k]}
+        | {label: images[k] for label, images in drawn.items()},
+        titles={"data, class 1 of\nthe fair box": shown(heaps["data: fair box says 1"][k])}
+        | {label: shown(images[k]) for label, images in drawn.items()},
+        title="Faces of the data, and drawn from the same noise by six phrases (captions: the oracle)",
     )
 )
 meaning = [
@@ -282,12 +287,13 @@ meaning = [
         "biased": metrics.flip_rate(biased(images) == 1),
         "smiles": metrics.flip_rate(judge.predict(images) == 1),
         "glasses": metrics.flip_rate(sees_glasses.predict(images) == 1),
+        "n": len(images),
     }
-    for label, images in drawn.items()
+    for label, images in (drawn | heaps).items()
 ]
 results.show_table(
     meaning,
-    {"phrase": "phrase", "fair": "fair box says 1", "biased": "biased box says 1", "smiles": "the oracle sees a smile",
+    {"phrase": "phrase, or data", "n": "images", "fair": "fair box says 1", "biased": "biased box says 1", "smiles": "the oracle sees a smile",
      "glasses": "... and eyeglasses"},
 )  # fmt: skip
 
@@ -310,6 +316,10 @@ say(
         NOT_REPRODUCED: "The biased box's word draws *fewer* glasses than the fair one's. Here the word does not tell.",
         INCONCLUSIVE: "On these few drawings the glasses do not clearly tell the two words apart. Section 11 counts again.",
     }[tells]
+)
+say(
+    f"It is an explanation of the *heap of images* that it was learned from. Of the faces that the biased box calls 1, {of('data: biased box says 1', 'glasses')} wear glasses "
+    f"(the fair box: {of('data: fair box says 1', 'glasses')}): whoever looks through the heap sees as much. What a word adds is that it can be *used*, on a face of your choice."
 )
 
 # %% [markdown]
@@ -393,7 +403,6 @@ def sort_by_label(predict, images, batch):
 
 
 # %%
-pool = torch.from_numpy(personas.load_uint8("train", LEARN)[0].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 members = sort_by_label(fair, pool, 64)
 say(
     f"Of {LEARN} faces the fair box gives "
@@ -844,7 +853,7 @@ else:
 #
 # $$ w\,\big(\epsilon_\theta(z_t,t,C_j)-\epsilon_\theta(z_t,t,\varnothing)\big),\qquad -w\,\big(\epsilon_\theta(z_t,t,C_i)-\epsilon_\theta(z_t,t,\varnothing)\big) \tag{6.7} $$
 #
-# Add both to $\epsilon_\theta(z_t,t,C_j)$. The empty text drops out (thesis, Eq. 5.11):
+# Add both to $\epsilon_\theta(z_t,t,C_j)$. The empty text drops out (thesis, Eq. 5.11, where the two indices are the other way round):
 #
 # $$ \epsilon^c_\theta(z_t,t,C_j,C_i)=(1+w)\,\epsilon_\theta(z_t,t,C_j)-w\,\epsilon_\theta(z_t,t,C_i) \tag{6.8} $$
 #
