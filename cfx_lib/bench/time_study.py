@@ -2,110 +2,40 @@
 
 `python -m cfx_lib.bench study time` writes them to data/results/; `--only NAME` makes one again. Settings were chosen on
 validation faces (`time_settings`); the test faces are looked at in the other tables only. Faces, judges and grades are those
-of `dime_study`. The words of the fair and of the shortcut classifier are shipped; all others are learned here, as those
-were, and kept in the cache folder like the counterfactuals.
+of `dime_study`; `time_faces` has the methods, `time_ablations` Tables 5.3 to 5.6.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cfx_lib import metrics, zoo
-from cfx_lib.bench import ace_study, conditions, dime_study, kept, metrics_study, results
+from cfx_lib import metrics
+from cfx_lib.bench import ace_study, conditions, dime_study, metrics_study, time_ablations, time_faces
 from cfx_lib.bench.dime_study import Row, classifier_of, faces, graded, oracle_of, preset_of
 from cfx_lib.bench.dvce_study import cost_of, gaps
-from cfx_lib.bench.kept import explained, joined, pretended
+from cfx_lib.bench.kept import explained, joined
+from cfx_lib.bench.time_faces import SHIPPED, asked, explainer, extra, reconstructed, short, targets
 from cfx_lib.methods.dime import DiME
-from cfx_lib.methods.time import TIME, Ddim, Edict, Tokens, edict_levels, guided
+from cfx_lib.methods.time import TIME, Ddim, Edict, edict_levels, guided
 from cfx_lib.metrics import attributes, realism, shortcuts, similarity, transition
-from cfx_lib.train.time_tokens import TokensJob, time_tokens
 from cfx_lib.types import CFResult
 
-MODEL = "avatars/sd"
-SHIPPED = {"smile-old": "avatars/tokens-smile", "smile-shortcut": "avatars/tokens-shortcut"}
-"""Classifier -> its words for "smile"."""
 EXPLAINED = {"smile-old": 1, "brittle": 2}
 """Classifiers of `time_main`, and by how much its number of faces is divided."""
 
+# ---------------------------------------------------------------------------------------- methods side by side
 
-# ------------------------------------------------------------------------------------------------ TIME on faces
-
-
-@lru_cache(maxsize=1)
-def model() -> Any:
-    return zoo.load(MODEL, channels_last=True)
-
-
-@lru_cache(maxsize=32)
-def words(name: str, **changes: Any) -> Tokens:
-    """The words of a classifier's smile: shipped, or learned here as those were but for the `changes`.
-
-    A black box with no shipped words, and a change that leaves the context as it is, take over the shipped context.
-    """
-    if name in SHIPPED and not changes:
-        return Tokens.load(SHIPPED[name])
-    job = time_tokens(SHIPPED.get(name, SHIPPED["smile-old"]))
-    job = replace(job, classifier=f"personas/{name}")
-    context = None if changes else Tokens.load(SHIPPED["smile-old"])
-    folder = _folder(name, job, changes, context)
-    if not (folder / "tokens.json").is_file():
-        method = job.method(model(), classifier_of(name, "smile").predict, **changes)
-        job.learn(method, name, context, progress=False).save(folder)
-    return Tokens.load(folder)
-
-
-def _folder(name: str, job: TokensJob, changes: Row, context: Tokens | None) -> Any:
-    """Where learned words are kept: a name, and a hash of the settings and of the networks' weights."""
-    job = replace(job, explaining={})  # says how words are judged, not how they are learned
-    digest = hashlib.sha256(repr((job, sorted(changes.items()), kept.words_of(context))).encode())
-    for path, weight in sorted(results.weights().items()):
-        digest.update(weight.encode() * path.startswith((f"weights/{MODEL}/", f"weights/personas/{name}/")))
-    return kept.root().parent / "words" / f"{name}-{digest.hexdigest()[:16]}"
-
-
-def explainer(name: str, tokens: Tokens | None = None, **changes: Any) -> TIME:
-    """TIME on the labels of the classifier `name`, asked about the smile."""
-    predict = classifier_of(name, "smile").predict
-    return TIME.preset("fast", model(), predict, tokens or words(name), **changes)
-
-
-def targets(name: str, x: Tensor) -> Tensor:
-    return 1 - classifier_of(name, "smile").predict(x)
-
-
-# ----------------------------------------------------------------------------------------------- measurements
-
-
-def short(found: list[CFResult], n: int) -> Row:
-    """What every table says; the columns of Tables 5.3 to 5.6 ("fs", "cd", "fid") count flipped images, as there."""
-    lengths = {"per_pixel": True, "unit_range": True}
-    return {
-        "flip_rate": metrics.flip_rate(found),
-        "semantic_flip_rate": metrics.semantic_flip_rate(found, oracle_of("smile")),
-        "l1": metrics.lp_norm(found, p=1.0, where="flipped", **lengths),
-        "l1_all": metrics.lp_norm(found, p=1.0, **lengths),
-        "fid": realism.fid(found),
-        "fs": similarity.fs(found),
-        "cd": attributes.correlation_difference(found, query="smile", labels=conditions.labels("train")),
-        **cost_of(found),
-        "n": n,
-    }
-
-
-def asked(found: list[CFResult]) -> Row:
-    """What the black box was asked for an explanation: images, and calls with a batch of them."""
-    n = sum(map(len, found))
-    return {
-        "black_box_images": sum(r.cost.classifier_calls for r in found) / n,
-        "black_box_calls": sum(r.extra["predict_calls"] for r in found) / n,
-    }
+PAPER_TABLE_5_2 = {  # CelebA HQ, smile: FID, FVA, FS, MNAC, CD, COUT, success
+    "TIME": (10.98, 0.966, 0.7896, 2.97, 2.32, 0.6303, 0.971),
+    "DiME": (18.1, 0.967, 0.6729, 2.63, 1.82, 0.6495, 0.970),
+    "ACE": (3.21, 1.0, 0.8941, 1.56, 2.61, 0.5496, 0.950),
+}
+PAPER_COLUMNS = ("fid", "fva", "fs", "mnac", "cd", "cout", "flip_rate")
 
 
 def summary(found: list[CFResult], name: str, n: int) -> Row:
@@ -126,38 +56,6 @@ def summary(found: list[CFResult], name: str, n: int) -> Row:
         "most_changed_excess": most["excess"],
         **graded(found, name, "smile", n),
     }
-
-
-def reconstructed(found: list[CFResult], classifier: Any) -> list[CFResult]:
-    """The autoencoder's images in the place of TIME's counterfactuals: what is not the explanation's doing."""
-    return [pretended(r.x, r.extra["reconstruction"], r.target, classifier) for r in found]
-
-
-def extra(found: list[CFResult], name: str) -> Tensor:
-    return torch.cat([r.extra[name] for r in found])
-
-
-def compared(
-    runs: dict[Row | Any, TIME], keys: tuple[str, ...], n: int, name: str = "smile-old", split: str = "test"
-) -> Iterator[Row]:
-    """A row for each run; `keys` names what its label says. Gaps are against the run before it."""
-    x, _ = faces(split, "smile", n)
-    before: Row | None = None
-    for label, method in runs.items():
-        row = short(found := explained(method, x, targets(name, x)), n) | asked(found)
-        gap = gaps(row, before, ("flip_rate", "semantic_flip_rate", "l1_all"), "previous") if before else {}
-        before = row
-        yield dict(zip(keys, label, strict=True)) | row | gap
-
-
-# ------------------------------------------------------------------------------------------------ the tables
-
-PAPER_TABLE_5_2 = {  # CelebA HQ, smile: FID, FVA, FS, MNAC, CD, COUT, success
-    "TIME": (10.98, 0.966, 0.7896, 2.97, 2.32, 0.6303, 0.971),
-    "DiME": (18.1, 0.967, 0.6729, 2.63, 1.82, 0.6495, 0.970),
-    "ACE": (3.21, 1.0, 0.8941, 1.56, 2.61, 0.5496, 0.950),
-}
-PAPER_COLUMNS = ("fid", "fva", "fs", "mnac", "cd", "cout", "flip_rate")
 
 
 def main_table(n: int) -> Iterator[Row]:
@@ -247,11 +145,11 @@ def round_trip(z: Tensor, conditions_: tuple[Tensor, Tensor], method: TIME, tau:
     """
     sampler = Edict(method.p, method.leapfrog) if method.inversion == "edict" else Ddim()
     z = z.to(getattr(torch, method.dtype))
-    up = edict_levels(model().alpha_bar, method.steps, tau, shift=0 if method.exact else 1)
-    down = edict_levels(model().alpha_bar, method.steps, tau)
+    up = edict_levels(time_faces.model().alpha_bar, method.steps, tau, shift=0 if method.exact else 1)
+    down = edict_levels(time_faces.model().alpha_bar, method.steps, tau)
 
     def eps(state: Tensor, t: int) -> Tensor:
-        parts = model().eps(torch.cat([state, state]), t, torch.cat(conditions_)).chunk(2)
+        parts = time_faces.model().eps(torch.cat([state, state]), t, torch.cat(conditions_)).chunk(2)
         return guided(*parts, w)
 
     rising = [sampler.begin(z), *sampler.invert(*sampler.begin(z), eps, up)]
@@ -280,9 +178,9 @@ def inversion(n: int) -> Iterator[Row]:
     x, _ = faces("test", "smile", n)
     method, source = explainer("smile-old"), classifier_of("smile-old", "smile").predict(x)
     with torch.no_grad():
-        z = model().encode(x)
-        plain = model().decode(z).clamp(-1, 1)
-        pair = tuple(method.tokens.conditions(model(), k) for k in (source, 1 - source))
+        z = time_faces.model().encode(x)
+        plain = time_faces.model().decode(z).clamp(-1, 1)
+        pair = tuple(method.tokens.conditions(time_faces.model(), k) for k in (source, 1 - source))
     for steps in (10, 20, 50):
         for w in (0.0, 3.0):
             for label, changes in SAMPLERS.items():
@@ -291,7 +189,7 @@ def inversion(n: int) -> Iterator[Row]:
                 changed, tau = replace(method, steps=steps, attempts=((1, w),), **changes), round(0.7 * steps)
                 trip = round_trip(z, pair, changed, tau, w)
                 with torch.no_grad():
-                    back = model().decode(trip["z"].to(z)).clamp(-1, 1)
+                    back = time_faces.model().decode(trip["z"].to(z)).clamp(-1, 1)
                 yield {
                     "sampler": label,
                     "steps": steps,
@@ -303,94 +201,6 @@ def inversion(n: int) -> Iterator[Row]:
                     "drift": trip["drift"],
                     "n": n,
                 }
-
-
-# --------------------------------------------------------------------------------------------------- ablations
-
-
-def _paper(table: dict[Any, tuple[float, ...]], label: Any) -> Row:
-    names = ("paper_flip_rate", "paper_fid", "paper_fs", "paper_cd")
-    return dict(zip(names, table[label], strict=True)) if label in table else {}
-
-
-PAPER_TABLE_5_3 = {  # (tau of 50, w): success, FID, FS, CD
-    (25, 3.0): (0.301, 35.26, 0.8957, 2.82),
-    (25, 4.0): (0.410, 30.23, 0.8570, 2.61),
-    (25, 5.0): (0.501, 27.39, 0.8231, 2.33),
-    (30, 3.0): (0.621, 23.15, 0.8147, 2.34),
-    (30, 4.0): (0.740, 22.51, 0.7710, 2.66),
-    (30, 5.0): (0.808, 23.51, 0.7300, 2.85),
-    (35, 3.0): (0.871, 21.69, 0.7227, 2.63),
-    (35, 4.0): (0.929, 24.37, 0.6731, 3.03),
-    (35, 5.0): (0.950, 27.53, 0.6306, 3.54),
-}
-PAPER_STEPS = 50
-SCALES = (1.0, 2.0, 4.0)
-"""The w of `time_steps`: of the thesis's 3, 4 and 5 even the first flips nearly all faces here, so that nothing is seen."""
-
-
-def of_paper(tau: int, steps: int) -> int:
-    """The tau that is the same share of `steps` steps."""
-    return max(1, round(tau * steps / PAPER_STEPS))
-
-
-def steps_table(n: int) -> Iterator[Row]:
-    """Table 5.3: one attempt, the thesis's shares of the chain, and `SCALES`."""
-    method = explainer("smile-old")
-    taus = dict.fromkeys(tau for tau, _ in PAPER_TABLE_5_3)
-    runs = {(tau, w): _single(method, tau, w) for tau in taus for w in SCALES}
-    for row in compared(runs, ("paper_tau", "w"), n):
-        tau = of_paper(row["paper_tau"], method.steps)
-        about = {"tau": tau, "steps": method.steps}
-        yield about | row | _paper(PAPER_TABLE_5_3, (row["paper_tau"], row["w"]))
-
-
-def _single(method: TIME, paper_tau: int, w: float) -> TIME:
-    return replace(method, attempts=((of_paper(paper_tau, method.steps), w),))
-
-
-def _ablation(
-    kinds: dict[str, Callable[[], TIME]], key: str, paper: dict[str, tuple[float, ...]], n: int
-) -> Iterator[Row]:
-    """Each kind at the thesis's (35, 4) of 50 and, since that may flip all faces, at (25, 1)."""
-    made = {kind: make() for kind, make in kinds.items()}
-    for tau, w in ((35, 4.0), (25, 1.0)):
-        runs = {(kind, tau, w): _single(method, tau, w) for kind, method in made.items()}
-        for row in compared(runs, (key, "paper_tau", "w"), n):
-            yield row | (_paper(paper, row[key]) if tau == 35 else {})
-
-
-NO_CONTEXT = {"class_prompt": "an image with a {class}"}
-
-
-def context(n: int) -> Iterator[Row]:
-    """Table 5.4: without a context word, a general description in its place."""
-    kinds = {
-        "without": lambda: explainer("smile-old", words("smile-old", **NO_CONTEXT)),
-        "with": lambda: explainer("smile-old"),
-    }
-    paper = {"without": (0.739, 23.47, 0.7480, 2.41), "with": (0.929, 24.37, 0.6731, 3.03)}
-    yield from _ablation(kinds, "context", paper, n)
-
-
-def guidance(n: int) -> Iterator[Row]:
-    """Table 5.5: away from the empty text, or away from the other class."""
-    kinds = {
-        k: partial(explainer, "smile-old", guidance=k.replace(" ", "-"))
-        for k in ("classifier-free", "negative")
-    }
-    paper = {"classifier-free": (0.759, 21.58, 0.7749, 2.34), "negative": (0.929, 24.37, 0.6731, 3.03)}
-    yield from _ablation(kinds, "guidance", paper, n)
-
-
-def vectors(n: int) -> Iterator[Row]:
-    """Table 5.6: one vector a word, or three."""
-    kinds = {
-        "one": lambda: explainer("smile-old", words("smile-old", vectors=1)),
-        "several": lambda: explainer("smile-old"),
-    }
-    paper = {"one": (0.881, 22.02, 0.7177, 3.02), "several": (0.929, 24.37, 0.6731, 3.03)}
-    yield from _ablation(kinds, "vectors", paper, n)
 
 
 # -------------------------------------------------------------------------------------------- cost and shortcut
@@ -410,8 +220,8 @@ def cost(n: int) -> Iterator[Row]:
     target, classifier = targets(name, x), classifier_of(name, "smile")
     time_ = explainer(name)
     denied = replace(time_, predict=lambda x: 0 * time_.predict(x))
-    thesis = TIME.preset("paper/celebahq/smile", model(), time_.predict, time_.tokens)
-    thesis = _single(thesis, 35, 4.0)
+    thesis = TIME.preset("paper/celebahq/smile", time_faces.model(), time_.predict, time_.tokens)
+    thesis = time_ablations.single(thesis, 35, 4.0)
     methods = {
         ("TIME", "here"): time_,
         ("ACE", "here"): ace_study.ace(name, "smile"),
@@ -453,37 +263,16 @@ def shortcut(n: int) -> Iterator[Row]:
             yield row | (recall.row() if name == "smile-shortcut" else {}) | {"n": int(where.sum())}
 
 
-SETTINGS: dict[str, Row] = {"fast": {}} | {
-    f"one attempt, tau {tau}, w {w:g}": {"attempts": ((tau, w),)}
-    for tau, w in ((8, 2.0), (8, 4.0), (10, 1.0), (10, 2.0), (12, 1.0), (12, 2.0), (14, 4.0))
-}
-"""Settings of TIME that were tried on validation faces; the first is the preset that came of it.
-
-The choice was made on 16 faces, by rates and by eye. The thesis's scales at the same shares of the chain, (10, 3), (12, 4),
-(14, 4), (14, 6), had flipped 12 of 12, with larger changes and white patches around the mouth; they are no row here.
-"""
-
-
-def settings(n: int) -> Iterator[Row]:
-    """The search for the preset, on validation faces. One recipe of words was tried, the shipped one."""
-    runs = {(k,): explainer("smile-old", **v) for k, v in SETTINGS.items()}
-    for row in compared(runs, ("setting",), n, split="val"):
-        method = runs[row["setting"],]
-        shown = {"steps": method.steps, "attempts": method.attempts, "guidance": method.guidance}
-        facts = {k: method.tokens.facts[k] for k in ("iterations", "batch", "learning_rate")}
-        yield row | shown | facts | {"chosen": row["setting"] == "fast", "split": "val"}
-
-
 TABLES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {  # name -> (rows, number of faces)
     "time_main": (main_table, 64),
     "time_inversion": (inversion, 16),
-    "time_steps": (steps_table, 64),
-    "time_context": (context, 64),
-    "time_guidance": (guidance, 64),
-    "time_vectors": (vectors, 64),
+    "time_steps": (time_ablations.steps_table, 64),
+    "time_context": (time_ablations.context, 64),
+    "time_guidance": (time_ablations.guidance, 64),
+    "time_vectors": (time_ablations.vectors, 64),
     "time_cost": (cost, 8),
     "time_shortcut": (shortcut, 32),
-    "time_settings": (settings, 32),
+    "time_settings": (time_ablations.settings, 32),
 }
 
 

@@ -8,7 +8,7 @@ import latents
 import pytest
 import torch
 
-from cfx_lib.bench import kept, results, time_study
+from cfx_lib.bench import kept, results, time_ablations, time_faces, time_study
 from cfx_lib.bench.dime_study import explain, faces
 from cfx_lib.methods.ace import ACE
 from cfx_lib.methods.dime import DiME
@@ -33,7 +33,7 @@ def quick(monkeypatch, tmp_path, tiny):  # noqa: ANN001, ANN201
     for method, changes in {DiME: chain | {"start": 3}, ACE: chain | {"iterations": 1}}.items():
         monkeypatch.setattr(method, "PRESETS", {k: v | changes for k, v in method.PRESETS.items()})
     shipped = {}
-    for k, (name, of) in enumerate(time_study.SHIPPED.items()):
+    for k, (name, of) in enumerate(time_faces.SHIPPED.items()):
         source = torch.Generator().manual_seed(k)
         context, *classes = (torch.randn(2, 8, generator=source) for _ in range(3))
         facts = {"iterations": 1, "batch": 2, "learning_rate": 0.01}
@@ -45,17 +45,18 @@ def quick(monkeypatch, tmp_path, tiny):  # noqa: ANN001, ANN201
         recipe = dataclasses.replace(made.recipe, steps=2, batch=2)
         return dataclasses.replace(made, split="test", recipe=recipe, images=24, learning=PROMPTS)
 
-    monkeypatch.setattr(time_study, "SHIPPED", shipped)
-    monkeypatch.setattr(time_study, "time_tokens", job)
-    monkeypatch.setattr(time_study, "NO_CONTEXT", {"class_prompt": "a photo of a {class}"})
+    for module in (time_faces, time_study):
+        monkeypatch.setattr(module, "SHIPPED", shipped)
+    monkeypatch.setattr(time_faces, "time_tokens", job)
+    monkeypatch.setattr(time_ablations, "NO_CONTEXT", {"class_prompt": "a photo of a {class}"})
     monkeypatch.setattr(time_study, "EXPLAINED", {"smile-old": 1, "brittle": 2})
-    monkeypatch.setattr(time_study, "SETTINGS", {"fast": {}, "one": {"attempts": ((1, 2.0),)}})
-    monkeypatch.setattr(time_study, "model", lambda: tiny)
+    monkeypatch.setattr(time_ablations, "SETTINGS", {"fast": {}, "one": {"attempts": ((1, 2.0),)}})
+    monkeypatch.setattr(time_faces, "model", lambda: tiny)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(kept, "root", lambda: tmp_path / "kept")
-    time_study.words.cache_clear()
+    time_faces.words.cache_clear()
     yield
-    time_study.words.cache_clear()
+    time_faces.words.cache_clear()
 
 
 @pytest.mark.parametrize("name", time_study.TABLES)
@@ -104,27 +105,27 @@ def test_a_table_can_be_made_and_read_back(name: str, quick) -> None:  # noqa: A
 
 
 def test_words_are_learned_once_and_share_the_context(quick) -> None:  # noqa: ANN001
-    fair, brittle = time_study.words("smile-old"), time_study.words("brittle")
+    fair, brittle = time_faces.words("smile-old"), time_faces.words("brittle")
     assert torch.equal(fair.context, brittle.context)
     assert not torch.equal(fair.classes[1], brittle.classes[1])
-    assert time_study.words("smile-old", vectors=1).classes[0].shape == (1, 8)
-    assert time_study.words("smile-old", **time_study.NO_CONTEXT).context is None
+    assert time_faces.words("smile-old", vectors=1).classes[0].shape == (1, 8)
+    assert time_faces.words("smile-old", **time_ablations.NO_CONTEXT).context is None
     folders = sorted((kept.root().parent / "words").iterdir())
     assert len(folders) == 3
     before = [(f / "tokens.json").stat().st_mtime_ns for f in folders]
-    time_study.words.cache_clear()
-    time_study.words("brittle")
+    time_faces.words.cache_clear()
+    time_faces.words("brittle")
     assert [(f / "tokens.json").stat().st_mtime_ns for f in folders] == before
 
 
 def test_kept_counterfactuals_depend_on_words_and_black_box(quick) -> None:  # noqa: ANN001
     x, _ = faces("test", "smile", 2)
     target = torch.tensor([0, 1])
-    fair, shortcut = (time_study.explainer(name) for name in time_study.SHIPPED)
+    fair, shortcut = (time_faces.explainer(name) for name in time_faces.SHIPPED)
     other_words = dataclasses.replace(fair, tokens=shortcut.tokens)
     found = [kept.folder_of(m, x, target, 0) for m in (fair, shortcut, other_words)]
     assert len(set(found)) == 3 and found[0].name.startswith("TIME-personas-smile-old-smile-")
-    assert kept.folder_of(time_study.explainer("smile-old"), x, target, 0) == found[0]
+    assert kept.folder_of(time_faces.explainer("smile-old"), x, target, 0) == found[0]
     first, again = (kept.explained(fair, x, target)[0] for _ in range(2))
     assert torch.equal(first.x_cf, again.x_cf) and first.logits_after is None
 
@@ -132,8 +133,8 @@ def test_kept_counterfactuals_depend_on_words_and_black_box(quick) -> None:  # n
 def test_round_trip_ends_where_the_method_s_inversion_does(quick, tiny) -> None:  # noqa: ANN001
     """Denoising with other words than those of the inversion is the method's edit."""
     x, _ = faces("test", "smile", 2)
-    method = time_study.explainer("smile-old", attempts=((2, 1.5),))
-    target = time_study.targets("smile-old", x)
+    method = time_faces.explainer("smile-old", attempts=((2, 1.5),))
+    target = time_faces.targets("smile-old", x)
     found = explain(method, x, target)[0]
     with torch.no_grad():
         z = tiny.encode(x)
