@@ -76,6 +76,7 @@ def test_a_table_can_be_made_and_read_back(name: str, quick) -> None:  # noqa: A
         assert attempts[0]["tried"] == 2 and attempts[1]["flip_rate"].mean == methods[0]["flip_rate"].mean
         assert {r["part"] for r in fair} == {"method", "to 0", "to 1", "attempt"}
         assert {r["classifier"] for r in rows} == {"smile-old", "brittle"}
+        assert not any("paper_flip_rate" in r for r in rows if r["classifier"] == "brittle")
     if name == "time_inversion":
         exact = [r for r in rows if r["sampler"] in ("EDICT", "EDICT, leapfrog")]
         assert all(r["error"].mean < 1e-6 for r in exact if r["w"] == 0)
