@@ -1782,14 +1782,9 @@ finally:
     server.server_close()
 say(
     f"The service was sent {service.cost.classifier_calls} images in {service.extra['predict_calls']} requests. Flipped: {int(service.flipped.sum())} of {len(service)}; the "
-    f"counterfactuals differ from those of section 6 by {float((service.x_cf - run.x_cf[:1]).abs().mean()) / 2:.4f} a pixel, since they are rounded to bytes."
+    f"counterfactual differs from that of section 6 by {float((service.x_cf - run.x_cf[:1]).abs().mean()) / 2:.4f} a pixel, since it is rounded to bytes."
 )
-plots.image_rows(
-    {"input": x[:1], "over HTTP": service.x_cf},
-    titles={"input": wish[:1], "over HTTP": told(service.x_cf)},
-    title="A web service, explained",
-    size=1.6,
-)
+plots.image_grid(torch.cat([x[:1], service.x_cf]), [wish[0], *told(service.x_cf)], title="A web service, explained", size=1.6)  # fmt: skip
 
 # %% [markdown]
 # **An ONNX file**, run by onnxruntime: an exported network that only runs, and whose graph nobody looks into.
@@ -1810,7 +1805,7 @@ if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
     gap = float((exported.x_cf - run.x_cf[:1]).abs().max())
     say(
         f"{len(memory.getvalue()) / 1e6:.1f} MB of ONNX give the same label as the network for {same} of {len(test)} faces. Explained: {int(exported.flipped.sum())} of {len(exported)} flipped; "
-        f"the counterfactuals are those of section 6 (largest difference {gap:.1e}), since the same questions got the same answers."
+        f"the counterfactual is that of section 6 (largest difference {gap:.1e}), since the same questions got the same answers."
     )
 else:
     say("`onnx` and `onnxruntime` are not installed here; this cell has nothing to do. Install them, and it exports the fair classifier and explains the file.")  # fmt: skip
