@@ -261,7 +261,7 @@ asked_for = {
 HOW_MANY = 6 if MODE == "fast" else 48
 drawn = {label: draw(phrase(*what), n=HOW_MANY) for label, what in asked_for.items()}
 pool = torch.from_numpy(personas.load_uint8("train", LEARN)[0].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-heaps = {f"data: {who} box says 1": pool[:200][box(pool[:200]) == 1] for who, box in (("fair", fair), ("biased", biased))}  # fmt: skip
+heaps = {f"data: {who} box says 1": pool[:120][box(pool[:120]) == 1] for who, box in (("fair", fair), ("biased", biased))}  # fmt: skip
 
 
 def shown(images):
