@@ -1123,7 +1123,7 @@ by_words = {key: explainer(box, t).explain(bare, to_smile, **alone) for key, (bo
 def seen_by(key, images):
     """One caption an image: the label of the box in question, and what the oracle sees."""
     labels = asked[key][0](images).tolist()
-    return [f"box: {NAME[b]}\n{s}" for b, s in zip(labels, shown(images))]
+    return [f"box: {NAME[b]}\noracle: {s}" for b, s in zip(labels, shown(images))]
 
 
 display(
@@ -1131,8 +1131,8 @@ display(
         {"input": bare} | {f"{box} box,\n{kind}": r.x_cf for (box, kind), r in by_words.items()},
         titles={"input": shown(bare)}
         | {f"{box} box,\n{kind}": seen_by((box, kind), r.x_cf) for (box, kind), r in by_words.items()},
-        title="“Make it a smile”, with learned words and in plain English (second line: the oracle)",
-        size=1.4,
+        title="“Make it a smile”, learned and in English",
+        size=1.8,
     )
 )
 plainly = [
@@ -1618,8 +1618,8 @@ say(f"With intervals: {recall_here}.")
 gone = (wanted == 0) & worn & (sees_glasses.predict(made["smile-shortcut"]) == 0)
 dark = dime_study.oracle_of("sunglasses").predict(made["smile-shortcut"]) == 1
 say(
-    f"Look at the pictures as well. Of the {int(gone.sum())} faces whose glasses the oracle no longer sees, {int((gone & dark).sum())} wear *sunglasses* now, which are not eyeglasses to it: "
-    "the shortcut is shown, but a change that shows it need not be the one that convinces the box."
+    f"Look at the pictures as well. Glasses that the oracle no longer sees: {int(gone.sum())}; of these now *sunglasses*, which are no eyeglasses to it: {int((gone & dark).sum())}. "
+    "The shortcut is shown, but a change that shows it need not be the one that convinces the box."
 )
 
 # %%
