@@ -80,7 +80,7 @@ MODE = mode(MODE)
 more = (32, 16, 8, 8, 150, 4000, 16, 0.01)
 # faces; some of them; few of them; faces for ACE, which is slow; iterations of a word; images to learn from; latents in a batch; learning rate
 N, SOME, FEW, SLOW, ITERATIONS, LEARN, BATCH, RATE = {
-    "fast": (6, 3, 2, 1, 30, 256, 8, 0.03),
+    "fast": (6, 3, 2, 1, 24, 256, 8, 0.03),
     "full": more,
     "paper": more,
 }[MODE]
