@@ -523,6 +523,9 @@ display(
 display(plots.losses({"the word of class 1": losses}, smooth=0.9, title="The loss while it is learned"))
 
 # %% [markdown]
+# Look in the last row but one for things that have nothing to do with a smile: a word that is learned in a hurry also says what its few batches
+# happened to share. More images, larger batches and smaller steps take that out again (last row).
+#
 # The loss tells little: it goes up and down with the noise that was drawn, and how much noise there was matters far more than
 # the word does. To see what the word does, take the *same* noise for two words, and ask which explains an image better. That is a
 # classifier, made of two words (notebook 05 made one of two texts):
