@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CHUNK", "FromLayer", "attention_of", "layer_of", "network_of", "patch_grid", "repeated", "taken_in"]
+__all__ = [
+    "CHUNK",
+    "FromLayer",
+    "attention_of",
+    "layer_of",
+    "network_of",
+    "patch_grid",
+    "repeated",
+    "taken_in",
+]
 
 CHUNK = 64  # images at a time
 

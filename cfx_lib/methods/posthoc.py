@@ -13,14 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from cfx_lib.checks import check_images, check_logits, check_target
-from cfx_lib.methods.layers import CHUNK, FromLayer, attention_of, layer_of, network_of, patch_grid, repeated, taken_in
+from cfx_lib.methods.layers import (
+    CHUNK,
+    FromLayer,
+    attention_of,
+    layer_of,
+    network_of,
+    patch_grid,
+    repeated,
+    taken_in,
+)
 from cfx_lib.types import frozen_models
 
 __all__ = ["attention_rollout", "grad_cam", "integrated_gradients", "network_of", "patch_grid"]
 
 
 def grad_cam(
-    classifier: Any, x: Tensor, target: Tensor | None = None, layer: nn.Module | str | None = None
+    classifier: Any,
+    x: Tensor,
+    target: Tensor | None = None,
+    layer: nn.Module | str | None = None,
+    relu: bool = True,
 ) -> Tensor:
     """Grad-CAM (Selvaraju et al., 2017): ReLU of the sum of a layer's features, weighted by their mean gradients.
 
@@ -28,9 +41,10 @@ def grad_cam(
     class. layer: a module of the network or its name, whose output is (N,tokens,D) or (N,D,h,w). By default the LayerNorm
     before the last attention ("norm1" of the last block) of a HiT or ViT, which is the last place where patch tokens
     still reach the logits: later ones get no gradient, since the class token alone is classified. For another network
-    it is the last module that gives a map of more than one position.
-    Returns (N, rows, cols) >= 0 float32; a coarser layer's map is repeated over the patches that it stands for. A network
-    without patches: the layer's own grid. ValueError for bad input, and for a layer without gradient or without a grid.
+    it is the last module that gives a map of more than one position. relu=False keeps what speaks against the class, and
+    so an order of all patches.
+    Returns (N, rows, cols) float32, >= 0 with relu; a coarser layer's map is repeated over the patches that it stands for.
+    A network without patches: the layer's own grid. ValueError for bad input, a layer without gradient or without a grid.
     """
     from captum.attr import LayerGradCam
 
@@ -46,7 +60,7 @@ def grad_cam(
         raise ValueError(
             f"nothing that {type(layer).__name__} says of the patches reaches the logits: choose an earlier layer."
         )
-    return repeated(maps.relu().float(), patch_grid(network))
+    return repeated((maps.relu() if relu else maps).float(), patch_grid(network))
 
 
 def attention_rollout(classifier: Any, x: Tensor) -> Tensor:
