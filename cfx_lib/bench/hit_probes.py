@@ -15,6 +15,7 @@ from cfx_lib.methods.posthoc import (
     grad_cam,
     integrated_gradients,
     network_of,
+    patch_grid,
 )
 from cfx_lib.metrics import saliency
 from cfx_lib.metrics.value import Value
@@ -22,12 +23,16 @@ from cfx_lib.types import frozen_models
 
 __all__ = [
     "MAPS",
+    "POSTHOC",
     "ablations",
+    "against_others",
     "agreement",
+    "at_random",
     "cascade",
     "change_map",
     "chance_correlation",
     "chance_of",
+    "hit_map",
     "kept_layers",
     "layer_parts",
     "on_region",
@@ -48,13 +53,31 @@ def hit_map(classifier: Any, x: Tensor, target: Tensor) -> Tensor:
         return torch.cat([hit.contribution_map(classifier, a, t) for a, t in parts])
 
 
-MAPS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
-    "HiT": hit_map,
-    "Grad-CAM": lambda classifier, x, target: grad_cam(classifier, x, target),
+def against_others(classifier: Any, x: Tensor, target: Tensor) -> Tensor:
+    """HiT's map of the class `target` less the mean map of all classes: softmax does not see what all logits share."""
+    found = []
+    with torch.no_grad():
+        for part, wanted in zip(x.split(CHUNK), target.split(CHUNK), strict=True):
+            parts = hit.contributions(classifier, part).sum(1)  # (N, patches, K)
+            own = parts.take_along_dim(wanted.view(-1, 1, 1), 2)[..., 0]
+            found.append((own - parts.mean(2)).view(-1, *patch_grid(network_of(classifier))))
+    return torch.cat(found)
+
+
+def at_random(classifier: Any, x: Tensor, target: Tensor) -> Tensor:
+    """Maps that know nothing: the yardstick of insertion and deletion."""
+    grid = patch_grid(network_of(classifier))
+    return torch.rand(len(x), *grid, generator=torch.Generator().manual_seed(0))
+
+
+Maps = dict[str, Callable[[Any, Tensor, Tensor], Tensor]]
+"""name -> (classifier, x, target) -> maps (N, rows, cols), larger is more salient."""
+POSTHOC: Maps = {
+    "Grad-CAM": grad_cam,
     "rollout": lambda classifier, x, target: attention_rollout(classifier, x),
-    "integrated gradients": lambda classifier, x, target: integrated_gradients(classifier, x, target),
+    "integrated gradients": integrated_gradients,
 }
-"""name -> (classifier, x, target) -> maps (N, rows, cols), larger is more salient. A HiT has all, a ViT all but the first."""
+MAPS: Maps = {"HiT": hit_map, **POSTHOC}
 
 
 # --------------------------------------------------------------------------------------- layers (thesis, Fig. 6.5)
@@ -77,13 +100,12 @@ def kept_layers(layers: int) -> dict[str, list[set[int]]]:
 
 def logits_with(classifier: Any, x: Tensor, keep: set[int]) -> Tensor:
     """The logits (N,K) of a classifier whose HiT takes the attention updates of the kept layers only. x in [-1,1]."""
-    network, forward = network_of(classifier), network_of(classifier).forward
+    network = network_of(classifier)
+    network.forward = lambda images: network.forward_layers(images, keep)
     try:
-        network.forward = lambda images: network.forward_layers(images, keep)
         with frozen_models(classifier), torch.no_grad():
             return torch.cat([classifier(part) for part in x.split(CHUNK)])
     finally:
-        network.forward = forward
         del network.forward  # the class's own again
 
 
@@ -209,7 +231,7 @@ def agreement(maps: Tensor, others: Tensor, *, top: float = 0.2, shifts: int = 8
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    return torch.from_numpy(saliency.map_correlation(a, b, absolute=False).scores)
+    return torch.tensor(saliency.map_correlation(a, b, absolute=False).scores)
 
 
 def _shared(top: float) -> Callable[[Tensor, Tensor], Tensor]:
