@@ -32,12 +32,16 @@ LUMA = (0.299, 0.587, 0.114)  # what a grey image keeps of red, green and blue (
 
 
 def make(arch: tuple[str, dict], num_classes: int) -> nn.Module:
-    """A new network by its `timm` name and arguments, with the thesis's dropout on the attention while it is trained."""
+    """A new network by its `timm` name and arguments; a HiT with the thesis's dropout on the attention while it is trained.
+
+    Others have none, as in DeiT III: the thesis adds it for HiT.
+    """
     import timm
 
     import cfx_lib.hit  # noqa: F401  (its names in timm)
 
-    return timm.create_model(arch[0], num_classes=num_classes, attn_drop_rate=ATTENTION_DROPOUT, **arch[1])
+    dropout = {"attn_drop_rate": ATTENTION_DROPOUT} if arch[0].startswith("hit_") else {}
+    return timm.create_model(arch[0], num_classes=num_classes, **dropout, **arch[1])
 
 
 def make_small(arch: tuple[str, dict], num_classes: int, seed: int = 0) -> nn.Module:
