@@ -66,7 +66,7 @@ def test_three_augment_makes_one_of_three(monkeypatch) -> None:  # noqa: ANN001
     before = x.clone()
     out = hit.three_augment(x, seeded(1))
     assert torch.equal(x, before) and torch.equal(out, hit.three_augment(x, seeded(1)))
-    gray = torch.isclose(out, hit.gray(x)).all((3)).all(2).all(1)
+    gray = torch.isclose(out, hit.gray(x)).all(3).all(2).all(1)
     solar = torch.isclose(out, hit.solarise(x)).all(3).all(2).all(1)
     rest = out[~gray & ~solar]
     assert min(gray.sum(), solar.sum(), len(rest)) >= 10 and not (gray & solar).any()
