@@ -235,10 +235,8 @@ def test_the_cascade_goes_from_the_output_down_and_leaves_the_network_alone(phot
 
 
 def test_new_weights_have_the_size_of_the_old_ones() -> None:
-    parameter = torch.nn.Parameter(
-        3 + 0.5 * torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
-    )
-    old = parameter.detach().clone()
+    parameter = 3 + 0.5 * torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
+    old = parameter.clone()
     hit_probes._draw_anew(parameter, torch.Generator().manual_seed(1))
     assert float(parameter.mean()) == pytest.approx(3, abs=0.02)
     assert float(parameter.std()) == pytest.approx(0.5, rel=0.02)
