@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cfx_lib import hit, metrics, zoo
 from cfx_lib.bench import dime_study, hit_probes
 from cfx_lib.bench.dime_study import Row
-from cfx_lib.methods.posthoc import attention_rollout, grad_cam, network_of, patch_grid
+from cfx_lib.methods.posthoc import attention_rollout, grad_cam, integrated_gradients
 from cfx_lib.metrics import ground_truth
 from cfx_lib.metrics.value import Value
 from cfx_lib.train import hit as training
@@ -136,7 +136,7 @@ def ablation(n: int) -> Iterator[Row]:
 
 # ------------------------------------------------------------- a shortcut, and what counterfactuals say (Sect. 7.2)
 
-SHORTCUT_STEPS = 600
+SHORTCUT_STEPS = 400
 
 
 @lru_cache(maxsize=2)
@@ -156,81 +156,93 @@ def fair_hit() -> Any:
     return zoo.load("personas/hit").for_attribute("smile")
 
 
+def regions_of(factors: personas.Factors) -> dict[str, Tensor]:
+    """Where glasses would be on these faces, and where the mouth moves: (N,64,64) bool, from renders with and without."""
+    plain = factors.replace(eyewear="none", closed_eyes="no")
+    pairs = {"glasses": {"eyewear": ("none", "eyeglasses")}, "mouth": {"smile": (-0.9, 0.9)}}
+    return {
+        name: ground_truth.edit_region(*(personas.render(plain.replace(**{k: v})) for v in values))
+        for name, change in pairs.items()
+        for k, values in change.items()
+    }
+
+
 def shortcut(n: int) -> Iterator[Row]:
     """A HiT that learned smiles from biased faces against the fair one: do map and counterfactual show the glasses?
 
     "map": faces with a frown and glasses (`dime_study.bare_frowning`, glasses drawn on), maps of the class "smile".
-    "share": what of the map lies on the patches that glasses touch, absolute and positive; "area": those patches' share of
-    the image. "accuracy": smiles of fair test faces. "DiME": counterfactuals of the same and of other faces; "change": share
-    of DiME's change on the glasses' patches; the map is that of the class predicted before, |map| and max(map, 0);
-    see `hit_probes.agreement` for "spearman", "shared" and their "_gap" to maps of other faces.
+    "glasses", "mouth": what of |map| lies on the patches that glasses touch, and the mouth; "_positive": of what speaks for
+    the class; "_area": what a map without preference puts there. "accuracy": smiles of fair test faces. "DiME":
+    counterfactuals of the same and of other faces, "change_glasses" and "change_mouth" the shares of DiME's change; the
+    map is that of the class predicted before; see `hit_probes.agreement` for "spearman", "shared" and their "_gap" to
+    maps of other faces. Drawn faces are aligned: their maps resemble each other, and the gap asks for more than that.
     """
     bare, factors = dime_study.bare_frowning(n)
-    glasses = personas.render(factors.replace(eyewear="eyeglasses"))
-    region = ground_truth.edit_region(bare, glasses)
+    worn = factors.replace(eyewear="eyeglasses")
+    glasses, smiling = personas.render(worn), dime_study.faces("test", "smile", n)
     classifiers = {"shortcut": shortcut_hit(), "fair": fair_hit()}
     for label, classifier in classifiers.items():
-        yield from map_rows(label, classifier, bare, glasses, region)
-    smiling, _ = dime_study.faces("test", "smile", n)
-    plans = [("shortcut", "glasses on", glasses), ("shortcut", "bare", bare)]
-    plans += [("fair", "glasses on", glasses), ("fair", "mixed", smiling)]
-    for label, what, x in plans:
-        patches = region if what != "mixed" else None
-        yield {"network": label, "images": what, **counterfactual_row(classifiers[label], x, patches)}
+        yield from map_rows(label, classifier, bare, glasses, regions_of(factors))
+    plans = [("shortcut", "glasses on", glasses, worn), ("shortcut", "bare", bare, factors)]
+    plans += [("fair", "glasses on", glasses, worn), ("fair", "mixed", *smiling)]
+    for label, what, x, f in plans:
+        setting = dime_study.SHORTCUT_SETTINGS["fast" if what == "mixed" else "more noise"]
+        row = counterfactual_row(classifiers[label], x, regions_of(f), setting)
+        yield {"part": "DiME", "network": label, "images": what, **row}
 
 
-def map_rows(label: str, classifier: Any, bare: Tensor, glasses: Tensor, region: Tensor) -> Iterator[Row]:
-    """What maps of the class "smile" put on glasses, and what the glasses really change."""
+def shares(maps: Tensor, regions: dict[str, Tensor], kind: str = "absolute") -> Row:
+    """What of each map falls on the patches of each region."""
+    patches = {k: hit_probes.patches_of(v, tuple(maps.shape[1:])) for k, v in regions.items()}
+    return {k: metrics.ratio(*hit_probes.on_region(maps, v, kind)) for k, v in patches.items()}
+
+
+def map_rows(
+    label: str, classifier: Any, bare: Tensor, glasses: Tensor, regions: dict[str, Tensor]
+) -> Iterator[Row]:
+    """What maps of the class "smile" put on glasses and mouth, and what the glasses really change."""
     smile = torch.ones(len(glasses), dtype=torch.long)
-    patches = hit_probes.patches_of(region, patch_grid(network_of(classifier)))
     x, factors = personas.load("test")
     truth = personas.attributes(factors)[:, personas.ATTRIBUTES.index("smile")].long()
     with torch.no_grad():
-        before, after = classifier(bare), classifier(glasses)
-    maps = {"HiT": hit_probes.hit_map(classifier, glasses, smile)}
-    change = maps["HiT"] - hit_probes.hit_map(classifier, bare, smile)
-    maps |= {
-        "HiT, change by the glasses": change,
+        p = [classifier(images).softmax(1)[:, 1] for images in (bare, glasses)]
+    own = hit_probes.hit_map(classifier, glasses, smile)
+    maps = {
+        "HiT": own,
+        "HiT, change by the glasses": own - hit_probes.hit_map(classifier, bare, smile),
         "Grad-CAM": grad_cam(classifier, glasses, smile),
         "rollout": attention_rollout(classifier, glasses),
+        "integrated gradients": integrated_gradients(classifier, glasses, smile),
         "random": hit_probes.at_random(classifier, glasses, smile),
     }
-    effect = metrics.average(after.softmax(1)[:, 1] - before.softmax(1)[:, 1])
+    patches = {k: hit_probes.patches_of(v, tuple(own.shape[1:])) for k, v in regions.items()}
     for name, found in maps.items():
-        area = hit_probes.chance_of(patches)
         row: Row = {"part": "map", "network": label, "map": name, "n": len(glasses)}
-        for kind in ("absolute", "positive"):
-            row[f"share_{kind}"] = metrics.ratio(*hit_probes.on_region(found, patches, kind))
+        row |= shares(found, regions)
+        row["glasses_positive"] = shares(found, regions, "positive")["glasses"]
         top = found.flatten(1).argmax(1, keepdim=True)
-        row["top_patch"] = metrics.rate(patches.flatten(1).gather(1, top)[:, 0])
-        row["area"] = float(area.mean())
+        row["top_on_glasses"] = metrics.rate(patches["glasses"].flatten(1).gather(1, top)[:, 0])
         if name == "HiT":
-            row |= {"glasses_effect": effect, "accuracy": metrics.rate(classifier.predict(x) == truth)}
+            row |= {f"{k}_area": float(hit_probes.chance_of(v).mean()) for k, v in patches.items()}
+            row["glasses_effect"] = metrics.average(p[1] - p[0])
+            row["accuracy"] = metrics.rate(classifier.predict(x) == truth)
         yield row
 
 
-def counterfactual_row(classifier: Any, x: Tensor, region: Tensor | None) -> Row:
-    """DiME's counterfactuals of a HiT beside its map of the class that they leave; flips, and whether glasses changed.
-
-    Where glasses are the question (`region` says where), DiME starts from the noise that can draw them anew.
-    """
-    setting = dime_study.SHORTCUT_SETTINGS["fast" if region is None else "more noise"]
-    method, target = dime_study.dime(classifier, **setting), 1 - classifier.predict(x)
-    results = dime_study.explain(method, x, target)
+def counterfactual_row(classifier: Any, x: Tensor, regions: dict[str, Tensor], setting: Row) -> Row:
+    """DiME's counterfactuals of a HiT beside its map of the class that they leave; flips, and what really changed."""
+    before = classifier.predict(x)
+    results = dime_study.explain(dime_study.dime(classifier, **setting), x, 1 - before)
     x_cf = torch.cat([r.x_cf for r in results])
-    grid = patch_grid(network_of(classifier))
-    change = hit_probes.change_map(x, x_cf, grid)
-    left = hit_probes.hit_map(classifier, x, classifier.predict(x))
+    left = hit_probes.hit_map(classifier, x, before)
+    change = hit_probes.change_map(x, x_cf, tuple(left.shape[1:]))
     judge = dime_study._model("personas/oracle")
-    with torch.no_grad():
-        seen = {a: judge.for_attribute(a) for a in ("eyeglasses", "smile")}
-        moved = {f"{a}_changed": metrics.flip_rate(c.predict(x_cf) != c.predict(x)) for a, c in seen.items()}
-    row: Row = {"part": "DiME", "n": len(x), "flip_rate": metrics.flip_rate(results), **moved}
-    if region is not None:
-        patches = hit_probes.patches_of(region, grid)
-        row["change"] = metrics.ratio(*hit_probes.on_region(change, patches))
-        row["share_absolute"] = metrics.ratio(*hit_probes.on_region(left, patches))
-        row["area"] = float(hit_probes.chance_of(patches).mean())
+    row: Row = {"n": len(x), "flip_rate": metrics.flip_rate(results)}
+    for attribute in ("eyeglasses", "smile"):
+        seen = judge.for_attribute(attribute)
+        row[f"{attribute}_changed"] = metrics.flip_rate(seen.predict(x_cf) != seen.predict(x))
+    row |= {f"change_{k}": v for k, v in shares(change, regions).items()}
+    row |= {f"map_{k}": v for k, v in shares(left, regions).items()}
     for kind, size in (("absolute", left.abs()), ("positive", left.relu())):
         row |= {f"{k}_{kind}": v for k, v in hit_probes.agreement(size, change).items()}
     return row
