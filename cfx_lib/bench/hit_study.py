@@ -164,7 +164,7 @@ def tokens(n: int, sides: Sequence[int] = (32, 64, 128)) -> Iterator[Row]:
 # ------------------------------------------------------------------ insertion and deletion (Table 6.2, Fig. 6.3)
 
 AREAS = ("insertion", "deletion")
-STEPS = 64  # of an insertion or deletion curve: one patch of 8x8
+STEPS = 64  # of an insertion or deletion curve: a patch of 8x8 each
 
 
 def areas(name: str, maps: Tensor, x: Tensor, target: Tensor, replacement: str) -> Row:

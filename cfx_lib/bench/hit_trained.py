@@ -136,6 +136,7 @@ def ablation(n: int) -> Iterator[Row]:
 
 # ------------------------------------------------------------- a shortcut, and what counterfactuals say (Sect. 7.2)
 
+FACE = PERSONAS_HIT[1]
 SHORTCUT_STEPS = 400
 
 
@@ -171,11 +172,12 @@ def shortcut(n: int) -> Iterator[Row]:
     """A HiT that learned smiles from biased faces against the fair one: do map and counterfactual show the glasses?
 
     "map": faces with a frown and glasses (`dime_study.bare_frowning`, glasses drawn on), maps of the class "smile".
-    "glasses", "mouth": what of |map| lies on the patches that glasses touch, and the mouth; "_positive": of what speaks for
-    the class; "_area": what a map without preference puts there. "accuracy": smiles of fair test faces. "DiME":
-    counterfactuals of the same and of other faces, "change_glasses" and "change_mouth" the shares of DiME's change; the
-    map is that of the class predicted before; see `hit_probes.agreement` for "spearman", "shared" and their "_gap" to
-    maps of other faces. Drawn faces are aligned: their maps resemble each other, and the gap asks for more than that.
+    "share_absolute", "share_positive": what of |map|, and of what speaks for the class, lies on the patches that glasses
+    touch; "mouth_absolute": on those of the mouth; "area", "mouth_area": what a map without preference puts there.
+    "top_patch": the largest is on the glasses. "accuracy": smiles of fair test faces. "DiME": counterfactuals of the same and
+    of other faces, "change" and "change_mouth" the shares of DiME's change; the map is that of the class predicted before;
+    see `hit_probes.agreement` for "spearman", "shared" and their "_gap" to maps of other faces. Drawn faces are aligned:
+    their maps resemble each other, and the gap asks for more than that.
     """
     bare, factors = dime_study.bare_frowning(n)
     worn = factors.replace(eyewear="eyeglasses")
@@ -191,10 +193,17 @@ def shortcut(n: int) -> Iterator[Row]:
         yield {"part": "DiME", "network": label, "images": what, **row}
 
 
-def shares(maps: Tensor, regions: dict[str, Tensor], kind: str = "absolute") -> Row:
-    """What of each map falls on the patches of each region."""
+def shares(maps: Tensor, regions: dict[str, Tensor]) -> Row:
+    """What of each |map| falls on the patches of glasses and mouth, what of its positive part on those of glasses, and how
+    much of the image these patches are."""
     patches = {k: hit_probes.patches_of(v, tuple(maps.shape[1:])) for k, v in regions.items()}
-    return {k: metrics.ratio(*hit_probes.on_region(maps, v, kind)) for k, v in patches.items()}
+    return {
+        "share_absolute": metrics.ratio(*hit_probes.on_region(maps, patches["glasses"])),
+        "share_positive": metrics.ratio(*hit_probes.on_region(maps, patches["glasses"], "positive")),
+        "mouth_absolute": metrics.ratio(*hit_probes.on_region(maps, patches["mouth"])),
+        "area": float(hit_probes.chance_of(patches["glasses"]).mean()),
+        "mouth_area": float(hit_probes.chance_of(patches["mouth"]).mean()),
+    }
 
 
 def map_rows(
@@ -215,15 +224,13 @@ def map_rows(
         "integrated gradients": integrated_gradients(classifier, glasses, smile),
         "random": hit_probes.at_random(classifier, glasses, smile),
     }
-    patches = {k: hit_probes.patches_of(v, tuple(own.shape[1:])) for k, v in regions.items()}
+    patches = hit_probes.patches_of(regions["glasses"], tuple(own.shape[1:]))
     for name, found in maps.items():
         row: Row = {"part": "map", "network": label, "map": name, "n": len(glasses)}
         row |= shares(found, regions)
-        row["glasses_positive"] = shares(found, regions, "positive")["glasses"]
         top = found.flatten(1).argmax(1, keepdim=True)
-        row["top_on_glasses"] = metrics.rate(patches["glasses"].flatten(1).gather(1, top)[:, 0])
+        row["top_patch"] = metrics.rate(patches.flatten(1).gather(1, top)[:, 0])
         if name == "HiT":
-            row |= {f"{k}_area": float(hit_probes.chance_of(v).mean()) for k, v in patches.items()}
             row["glasses_effect"] = metrics.average(p[1] - p[0])
             row["accuracy"] = metrics.rate(classifier.predict(x) == truth)
         yield row
@@ -241,8 +248,9 @@ def counterfactual_row(classifier: Any, x: Tensor, regions: dict[str, Tensor], s
     for attribute in ("eyeglasses", "smile"):
         seen = judge.for_attribute(attribute)
         row[f"{attribute}_changed"] = metrics.flip_rate(seen.predict(x_cf) != seen.predict(x))
-    row |= {f"change_{k}": v for k, v in shares(change, regions).items()}
-    row |= {f"map_{k}": v for k, v in shares(left, regions).items()}
+    moved = shares(change, regions)
+    row |= {"change": moved["share_absolute"], "change_mouth": moved["mouth_absolute"]}
+    row |= shares(left, regions)
     for kind, size in (("absolute", left.abs()), ("positive", left.relu())):
         row |= {f"{k}_{kind}": v for k, v in hit_probes.agreement(size, change).items()}
     return row

@@ -169,9 +169,9 @@ def check_hit_shortcut(rows: list[dict]) -> None:
     ]
     assert len(maps) == 2 * 6
     for row in maps:
-        assert 0 <= row["glasses"].mean <= 1 and 0 <= row["mouth"].mean <= 1
-        assert ("glasses_effect" in row) == ("glasses_area" in row) == (row["map"] == "HiT")
-    assert 0.1 < maps[0]["glasses_area"] < 0.8, "of 4x4 patches"
+        assert 0 <= row["share_absolute"].mean <= 1 and 0 <= row["mouth_absolute"].mean <= 1
+        assert ("glasses_effect" in row) == (row["map"] == "HiT")
+        assert 0.1 < row["area"] < 0.8 and 0 < row["mouth_area"] < 0.5, "of 4x4 patches"
     told = [r for r in rows if r["part"] == "DiME"]
     assert [(r["network"], r["images"]) for r in told] == [
         ("shortcut", "glasses on"),
@@ -180,7 +180,7 @@ def check_hit_shortcut(rows: list[dict]) -> None:
         ("fair", "mixed"),
     ]
     for row in told:
-        assert 0 <= row["change_mouth"].mean <= 1 and row["map_glasses"].n == 6
+        assert 0 <= row["change_mouth"].mean <= 1 and row["share_absolute"].n == 6
         gap = row["spearman_absolute"].mean - row["spearman_shuffled_absolute"].mean
         assert row["spearman_gap_absolute"].mean == pytest.approx(gap)
 
