@@ -174,13 +174,16 @@ def areas(name: str, maps: Tensor, x: Tensor, target: Tensor, replacement: str, 
 def faithful(n: int) -> Iterator[Row]:
     """Table 6.2: insertion and deletion on HiT, a patch a step, its own map against others; "_gap": less HiT's, same images.
 
-    "HiT, less the mean class" and "Grad-CAM, signed" are not the thesis's, nor is "random".
+    "HiT, less the mean class", the second and third "Grad-CAM" and "random" are not the thesis's.
     """
     name = "fashion/hit"
     x, _ = images_of(name, n)
     target = predicted(model(name), x)
     makers = MAPS | {
         "HiT, less the mean class": hit_probes.against_others,
+        "Grad-CAM, a layer earlier": lambda c, x, t: POSTHOC["Grad-CAM"](
+            c, x, t, layer=network_of(c).blocks[-2].norm1
+        ),
         "Grad-CAM, signed": lambda c, x, t: POSTHOC["Grad-CAM"](c, x, t, relu=False),
         "random": hit_probes.at_random,
     }

@@ -97,7 +97,7 @@ def check_hit_accuracy(rows: list[dict]) -> None:
 
 
 def check_hit_faithful(rows: list[dict]) -> None:
-    assert len(rows) == 2 * 7 and rows[0]["map"] == "HiT"
+    assert len(rows) == 2 * 8 and rows[0]["map"] == "HiT"
     for row in rows:
         assert 0 <= row["insertion"].mean <= 1 and 0 <= row["deletion"].mean <= 1
         assert ("insertion_gap" in row) == (row["map"] != "HiT")
@@ -173,12 +173,9 @@ def check_hit_shortcut(rows: list[dict]) -> None:
         assert ("glasses_effect" in row) == (row["map"] == "HiT")
         assert 0.1 < row["area"] < 0.8 and 0 < row["mouth_area"] < 0.5, "of 4x4 patches"
     told = [r for r in rows if r["part"] == "DiME"]
-    assert [(r["network"], r["images"]) for r in told] == [
-        ("shortcut", "glasses on"),
-        ("shortcut", "bare"),
-        ("fair", "glasses on"),
-        ("fair", "mixed"),
-    ]
+    both = [(w, i) for i in ("glasses on", "bare", "glasses on") for w in ("shortcut", "fair")]
+    assert [(r["network"], r["images"]) for r in told] == [*both, ("fair", "mixed")]
+    assert [r["setting"] for r in told] == ["more noise"] * 4 + ["fast"] * 3
     for row in told:
         assert 0 <= row["change_mouth"].mean <= 1 and row["share_absolute"].n == 6
         gap = row["spearman_absolute"].mean - row["spearman_shuffled_absolute"].mean
