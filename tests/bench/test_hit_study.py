@@ -136,7 +136,8 @@ def check_hit_sanity(rows: list[dict]) -> None:
         "rollout",
         "integrated gradients",
     }
-    assert all(0 <= r["spearman"].mean <= 1 and r["pearson_top"].n == 6 and r["seeds"] == 3 for r in rows)
+    assert all(0 <= r["spearman"].mean <= 1 and r["pearson"].n == 6 and r["seeds"] == 3 for r in rows)
+    assert all(("pearson_top" in r) == ("spearman_top" in r) == (r["map"] == "HiT") for r in rows)
     row = next(r for r in rows if r["map"] == "rollout" and r["stage"] == "head")
     assert row["pearson"].mean == pytest.approx(1), "rollout knows nothing of the head"
     row = next(r for r in rows if r["map"] == "HiT" and r["stage"] == "head")
