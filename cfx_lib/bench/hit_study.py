@@ -223,12 +223,19 @@ def nauc(n: int) -> Iterator[Row]:
 # --------------------------------------------------------------------------------- layers and sanity (Fig. 6.5, 6.6)
 
 
+LAYERED = {
+    "fashion/hit": True,
+    "fashion/hit-pool": False,
+    "personas/hit:smile": True,
+}  # network -> ablations, too
+
+
 def layers(n: int) -> Iterator[Row]:
     """Fig. 6.5. "contribution": a layer's part in the margin of the predicted class over the mean class; "share" of all.
 
     "ablation": accuracy when only some layers' attention moves the class token; see `hit_probes.kept_layers`.
     """
-    for name in ("fashion/hit", "fashion/hit-pool", "personas/hit:smile"):
+    for name, ablated in LAYERED.items():
         classifier, (x, labels) = model(name), images_of(name, n)
         parts = hit_probes.layer_parts(classifier, x, predicted(classifier, x)).double()
         for layer in range(parts.shape[1]):
@@ -236,7 +243,7 @@ def layers(n: int) -> Iterator[Row]:
             row["contribution"] = metrics.average(parts[:, layer])
             row["share"] = float(parts[:, layer].sum() / parts.sum())
             yield row
-        if name == "fashion/hit-pool":
+        if not ablated:
             continue
         whole = metrics.rate(predicted(classifier, x) == labels)
         yield {"part": "ablation", "model": name, "kind": "whole", "accuracy": whole, "n": len(x)}
