@@ -70,7 +70,8 @@ def test_three_augment_makes_one_of_three(monkeypatch) -> None:  # noqa: ANN001
     solar = torch.isclose(out, hit.solarise(x)).all(3).all(2).all(1)
     rest = out[~gray & ~solar]
     assert min(gray.sum(), solar.sum(), len(rest)) >= 10 and not (gray & solar).any()
-    assert (rest.std((1, 2, 3)) < x[~gray & ~solar].std((1, 2, 3))).all(), "the others are smoother"
+    ratio = rest.std((1, 2, 3)) / x[~gray & ~solar].std((1, 2, 3))
+    assert ratio.max() < 1.0001 and ratio.median() < 0.98, "the others are smoother"
 
 
 def test_jitter_stays_in_range_and_leaves_the_middle_gray_without_strength() -> None:
