@@ -1184,8 +1184,8 @@ for box in ("fair", "biased"):
 #
 # As in the other notebooks a verdict follows from intervals alone: *reproduced* if they are apart in the right order,
 # *not reproduced* if apart in the wrong order, else *inconclusive*. Where a table of more faces is stored (`python -m cfx_lib.bench
-# study time`), it decides. The thesis's numbers are of CelebA-HQ, Stable Diffusion 1.4 and 50 steps; only their *order* can be compared. Its shares
-# τ of 50 are taken as the same shares of our steps.
+# study time`), it decides. The thesis's numbers are of CelebA-HQ, Stable Diffusion 1.4 and 50 steps; only their *order* can be compared. A τ
+# of its 50 steps is here the same share of our steps.
 #
 # ### Table 5.1: what each method needs
 #
@@ -1408,8 +1408,8 @@ if steps_full:
 # %% [markdown]
 # ### Tables 5.4 to 5.6: context, guidance, several vectors
 #
-# Each of the three makes TIME *stronger*, says the thesis: with the same τ and $w$ more images flip. Words without a context, and words of one vector, are learned for
-# the stored tables alone.
+# Each of the three makes TIME *stronger*, says the thesis: with the same τ and $w$ more images flip. Words without a context (a general
+# description stands in its place) and words of one vector are learned for the stored tables alone.
 
 # %%
 free = explainer(guidance="classifier-free", attempts=((MOST, 4.0),)).explain(x[few], target[few], **alone)
@@ -1518,7 +1518,8 @@ for first, second in (("TIME", "ACE"), ("ACE", "DiME")):
         )
 
 # %% [markdown]
-# DiME's `fast` settings skip its inner chain, the dearest part (notebook 02); the thesis counts it. And mind what is *not* counted: learning the words. A single explanation of a new black box is dear; hundreds share it.
+# DiME's `fast` settings skip its inner chain, the dearest part (notebook 02); the thesis counts it. And mind what is *not* counted: learning
+# the words. They are paid once for a black box: dear for one explanation, cheap for hundreds.
 
 # %% [markdown]
 # ## 10 · What it changes that it should not
@@ -1777,8 +1778,8 @@ say(
 )
 
 # %% [markdown]
-# **A web service.** An HTTP server in this very notebook, on the loopback address, with the fair classifier behind it. It takes raw bytes and answers with one digit an
-# image. The explainer sees a URL.
+# **A web service.** An HTTP server in this very notebook, on the loopback address, with the fair box behind it. It takes raw bytes and
+# answers with one digit an image. The explainer sees a URL.
 
 
 # %%
