@@ -208,7 +208,9 @@ PRICE = {
     "asked": "images shown to the classifier",
     "n": "faces",
 }
-x_true, factors_true, found = personas.true_counterfactual(factors, "smile", inside["smile-old"], target)
+x_true, factors_true, found = personas.true_counterfactual(
+    factors, "smile", inside["smile-old"], target, steps=20, refine=5
+)
 results.show_table(
     [{"method": "TIME", **score(run)}, {"method": "DiME", **score(by_dime)}],
     {"method": "method"} | SCORE | PRICE,
@@ -238,7 +240,7 @@ say(
 
 # %%
 @torch.no_grad()
-def draw(condition, n=6, w=1.5, steps=12, seed=0):
+def draw(condition, n=6, w=1.5, steps=10, seed=0):
     """Images from noise for one encoded phrase (1,L,d): DDIM with classifier-free guidance (Eq. 6.3), (n,3,H,W)."""
     levels, empty = edict_levels(model.alpha_bar, steps), model.unconditional(n)
     side = model.native_size // model.factor
@@ -522,8 +524,8 @@ with torch.no_grad():
 model.requires_grad_(False)  # only the word's vectors are learned
 SNAP = tuple(round(ITERATIONS * share) for share in (0, 0.15, 0.4))
 vectors, losses, kept = learn_word(members[1], "person", words.context, keep=SNAP)
-grown = {f"{i} iterations": draw(condition, n=6) for i, condition in kept.items()}
-grown["the shipped word"] = drawn["fair: class 1"][:6]
+grown = {f"{i} iterations": draw(condition, n=4) for i, condition in kept.items()}
+grown["the shipped word"] = drawn["fair: class 1"][:4]
 display(
     plots.image_rows(
         grown,
