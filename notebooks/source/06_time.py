@@ -95,12 +95,13 @@ claim = Ledger()  # keeps one verdict after the other for the table at the end, 
 # |:---|:---|
 # | `avatars/sd` | the text-to-image model: a small Stable Diffusion, trained on captioned faces in several drawing styles |
 # | `avatars/tokens-smile`, `tokens-shortcut` | words that it learned about two black boxes, a few kilobytes each |
-# | `personas/smile-old`, `smile-shortcut` | two classifiers of smiles (notebook 02), here behind a hatch: image in, label out |
+# | `personas/smile-old` | the **fair box**: a classifier of smiles (and of age, hence its name; notebook 02), here behind a hatch: image in, label out |
+# | `personas/smile-shortcut` | the **biased box**: the same, but trained where whoever smiles wears glasses, and nobody else does |
 # | `personas/oracle` | the judge; it knows what a face really shows |
 # | `personas/ddpm` | for DiME and ACE, the rivals that look inside |
 #
-# What the explainer gets is one function and nothing else. Let us make sure of that: whatever else somebody tries to do
-# with the object below raises an error.
+# Class 0 frowns, class 1 smiles. What the explainer gets is one function and nothing else. Let us make sure of that:
+# whatever else somebody tries to do with the object below raises an error.
 
 
 # %%
@@ -121,6 +122,10 @@ model = zoo.load("avatars/sd", channels_last=True)
 judge, sees_glasses = (dime_study.oracle_of(a) for a in ("smile", "eyeglasses"))
 inside = {name: dime_study.classifier_of(name, "smile") for name in ("smile-old", "smile-shortcut")}
 fair, biased = (Sealed(inside[name].predict) for name in inside)
+try:
+    fair.parameters()
+except AttributeError as refused:
+    say(f"Asked for its weights, it answers: *{refused}*.")
 tokens = {
     "smile-old": Tokens.load("avatars/tokens-smile"),
     "smile-shortcut": Tokens.load("avatars/tokens-shortcut"),
@@ -203,14 +208,17 @@ PRICE = {
     "asked": "images shown to the classifier",
     "n": "faces",
 }
-x_true, factors_true, found = personas.true_counterfactual(factors, "smile", inside["smile-old"], target)
+x_true, factors_true, found = personas.true_counterfactual(
+    factors, "smile", inside["smile-old"], target, steps=20, refine=5
+)
 results.show_table(
     [{"method": "TIME", **score(run)}, {"method": "DiME", **score(by_dime)}],
     {"method": "method"} | SCORE | PRICE,
 )
 say(
     f"TIME asked the black box about {run.cost.classifier_calls} images in {run.extra['predict_calls']} calls, for {N} explanations "
-    f"in up to {len(explainer().attempts)} attempts each. That is all that it learned about it, apart from the words."
+    f"in up to {len(explainer().attempts)} attempts each. That is all that it learned about it, apart from the words. What is missing: nobody says how sure "
+    "the box is. So nothing tells TIME how little would have been enough (section 10 measures that), and no probability stands under its pictures."
 )
 
 # %% [markdown]
@@ -220,17 +228,19 @@ say(
 # begins with such a pair of pictures (its Fig. 5.1), a celebrity and a face of Stable Diffusion, both smiling, not alike.
 # So the model's own word must not be used to explain what *the classifier* means.
 #
-# Below, the first row shows faces of the data that the fair classifier calls class 1, the left half of such a pair. All other
+# Below, the first row shows faces of the data that the fair box calls class 1, the left half of such a pair. All other
 # rows are drawn by our model, from the same noise, column by column. The second asks in plain English, without a style, the third
-# says the style. The next two say the words that were learned from what the fair classifier calls class 0 and class 1; the last two, those
-# learned from what the classifier `smile-shortcut` calls so.
+# says the style. The next two say the words that were learned from what the fair box calls class 0 and class 1; the last two, those
+# learned from what the biased box calls so.
 #
-# > **Predict first.** `smile-shortcut` was trained where whoever smiles wears glasses. What will its word draw?
+# The captions are the oracle's. It has seen this world's style only: do not trust them in the second row.
+#
+# > **Predict first.** The biased box was trained where whoever smiles wears glasses. What will its word for class 1 draw?
 
 
 # %%
 @torch.no_grad()
-def draw(condition, n=6, w=1.5, steps=12, seed=0):
+def draw(condition, n=6, w=1.5, steps=10, seed=0):
     """Images from noise for one encoded phrase (1,L,d): DDIM with classifier-free guidance (Eq. 6.3), (n,3,H,W)."""
     levels, empty = edict_levels(model.alpha_bar, steps), model.unconditional(n)
     side = model.native_size // model.factor
@@ -255,8 +265,8 @@ asked_for = {
     "“personas,\nsmiling”": (None, avatars.prompt("personas", smile=True)),
     "fair: class 0": (words, 0),
     "fair: class 1": (words, 1),
-    "shortcut:\nclass 0": (tokens["smile-shortcut"], 0),
-    "shortcut:\nclass 1": (tokens["smile-shortcut"], 1),
+    "biased:\nclass 0": (tokens["smile-shortcut"], 0),
+    "biased:\nclass 1": (tokens["smile-shortcut"], 1),
 }
 HOW_MANY = 6 if MODE == "fast" else 48
 drawn = {label: draw(phrase(*what), n=HOW_MANY) for label, what in asked_for.items()}
@@ -306,13 +316,13 @@ def of(label, what):
 claim("The words tell the classes apart: the fair box gives label 1 to more drawings of its word 1 than of its word 0", "Sect. 5.3.2",
       less(of("fair: class 0", "fair"), of("fair: class 1", "fair")))  # fmt: skip
 claim("... and so does the biased box with its own words", "Sect. 5.3.2",
-      less(of("shortcut: class 0", "biased"), of("shortcut: class 1", "biased")))  # fmt: skip
-tells = less(of("fair: class 1", "glasses"), of("shortcut: class 1", "glasses"))
+      less(of("biased: class 0", "biased"), of("biased: class 1", "biased")))  # fmt: skip
+tells = less(of("fair: class 1", "glasses"), of("biased: class 1", "glasses"))
 claim("The word itself tells: class 1 of the biased box wears glasses more often than class 1 of the fair one", "this course", tells)  # fmt: skip
 say(
     {
-        REPRODUCED: "**A word that is drawn is an explanation already**, of the class and not of an image: nobody told the model about glasses, it "
-        "found them in what the biased box calls a smile.",
+        REPRODUCED: "**A word that is drawn is an explanation already**, of the class and not of an image: nobody said that glasses matter to this "
+        "box. They came with the faces that it calls a smile.",
         NOT_REPRODUCED: "The biased box's word draws *fewer* glasses than the fair one's. Here the word does not tell.",
         INCONCLUSIVE: "On these few drawings the glasses do not clearly tell the two words apart. Section 11 counts again.",
     }[tells]
@@ -451,6 +461,8 @@ assert box.images == first_time[0]
 #
 # $$ e^* = \arg\min_e\ \mathbb E_{z\in D,\ t,\ \epsilon}\big[L(z,t,\epsilon,C(e))\big] \tag{6.2} $$
 #
+# $D$ are the images that share what is to be learned, here as latents $z$; every timestep $t$ is as likely as any other.
+#
 # TIME does so in two stages. First a **context** word, from all images, in the phrase *a ⟨context⟩ picture*: what all of them
 # have in common, style, framing, background. Then a word for each **class**, in the phrase *a ⟨context⟩ image with a ⟨class⟩*,
 # from the images with this label: what is *special* about them, since what they have in common is said already.
@@ -480,7 +492,8 @@ def word_loss(eps, z, t, noise, alpha_bar, condition):
 # %% [markdown]
 # With it, learning a word is a dozen lines. Here we learn the fair box's class 1 again. In `fast` mode quickly: with fewer iterations,
 # fewer images and larger steps than the shipped words (the table after the next figures compares); in `full` mode with as many. It starts as
-# a word that says nothing about smiles: *person*.
+# a word that says nothing about smiles: *person*. `lay_out` finds the places of the new words in a phrase, and `embed` runs the text
+# encoder with their vectors at these places.
 
 
 # %%
@@ -511,8 +524,8 @@ with torch.no_grad():
 model.requires_grad_(False)  # only the word's vectors are learned
 SNAP = tuple(round(ITERATIONS * share) for share in (0, 0.15, 0.4))
 vectors, losses, kept = learn_word(members[1], "person", words.context, keep=SNAP)
-grown = {f"{i} iterations": draw(condition, n=6) for i, condition in kept.items()}
-grown["the shipped word"] = drawn["fair: class 1"][:6]
+grown = {f"{i} iterations": draw(condition, n=4) for i, condition in kept.items()}
+grown["the shipped word"] = drawn["fair: class 1"][:4]
 display(
     plots.image_rows(
         grown,
@@ -560,19 +573,19 @@ if MODE != "fast":  # minutes: context and classes, from the start, as they were
 agreement = []
 for label, t, about in compared:
     better = explains_better([phrase(t, k) for k in (0, 1)], z_test)
-    edited = run if t is words else explainer(fair, t).explain(x[some], target[some], **alone)
-    attempts = edited.extra["attempt"][some].double() + 1
+    edited = run if t is words else explainer(fair, t).explain(x[few], target[few], **alone)
+    attempts = edited.extra["attempt"][few].double() + 1
     agreement.append(
         {
             "words": label,
             **{key: about[key] for key in ("iterations", "batch", "images")},
             "agrees": metrics.flip_rate(better == fair(test)),
-            "flip_rate": metrics.flip_rate(edited.flipped[some]),
+            "flip_rate": metrics.flip_rate(edited.flipped[few]),
             "attempts": metrics.average(attempts),
         }
     )
 results.show_table(agreement, {"words": "words", "iterations": "iterations a word", "batch": "batch", "images": "faces", "agrees": "the better word is the box's label",
-                               "flip_rate": "TIME flips", "attempts": "in attempts"})  # fmt: skip
+                               "flip_rate": "TIME flips", "attempts": "attempts needed"})  # fmt: skip
 claim(
     "The learned words carry the box's knowledge: for more than 70 % of new faces the better word is the box's label",
     "this course, after Sect. 5.3.2",
@@ -617,7 +630,7 @@ for what, ask in refused.items():
 #
 # $$ \epsilon^f_\theta(z_t,t,C) = (1+w)\,\epsilon_\theta(z_t,t,C) - w\,\epsilon_\theta(z_t,t,\varnothing) \tag{6.3} $$
 #
-# and DDIM draws no other (notebook 01), so a step down is a function of the state. From a level $\bar\alpha_t$ to the one
+# and DDIM draws no fresh noise (notebook 01), so a step down is a function of the state. From a level $\bar\alpha_t$ to the one
 # below it is linear in state and noise (thesis, Eq. 5.6):
 #
 # $$ z_{t-1} = a_t z_t + b_t\,\epsilon(z_t,t),\qquad a_t=\sqrt{\bar\alpha_{t-1}/\bar\alpha_t},\quad
@@ -646,8 +659,8 @@ def step_coefficients(alpha_bar, below):
 
 # %% [markdown]
 # To go *up*, solve Eq. 6.4 for $z_t$: $z_t=(z_{t-1}-b_t\,\epsilon(z_t,t))/a_t$. Which needs the noise of $z_t$, of the very state that is
-# sought. **DDIM inversion** takes the noise of $z_{t-1}$ instead and hopes that it is about the same. Each step errs a little, and guidance
-# multiplies the error.
+# sought. **DDIM inversion** takes the noise of $z_{t-1}$ instead and hopes that it is about the same. Each step errs a little, and the errors
+# add up.
 #
 # **EDICT** (Wallace, Gokul and Naik 2023) has a trick that is old in physics and in reversible networks: carry *two* streams $x$ and $y$, and change one with the noise
 # of the *other* (thesis, Eq. 5.7; both start as $z$):
@@ -689,7 +702,8 @@ def undo(x, y, eps, level, p):
 
 # %% [markdown]
 # The library's step down, and the test: the faces go up to a noise level and come down again, with the *same* words on both ways.
-# Nothing should change.
+# Nothing should change. The guidance is TIME's own already: towards the class that the image has, away from the other (Eq. 6.8, below).
+# *One level off* is the inversion of the released code (section 13); *float32* rounds the states to single precision.
 #
 # > **Predict first.** Guidance with $w=3$ exaggerates what the text says, up and down. What does it do to DDIM inversion?
 
@@ -739,7 +753,7 @@ trips, errors = {}, {}
 for w in (0.0, 3.0):
     eps = drift(conditions(source[few]), conditions(target[few]), w)
     for name, (sampler, dtype, up) in SAMPLERS.items():
-        if w == 0 and name not in ("DDIM", "EDICT"):
+        if w == 0 and name != "DDIM":
             continue
         rising, falling = there_and_back(z[few].to(dtype), eps, sampler, up, down)
         trips[name, w] = falling[0]
@@ -754,8 +768,8 @@ display(
             f"{name}, w = {w:g}": (range(TAU), [max(e, 1e-18) for e in errors[name, w][:TAU]])
             for name, w in errors
         },
-        xlabel=f"level on the way down from {TAU} (0: the image)",
-        ylabel="error of the latents (root mean square)",
+        xlabel=f"level; the way down starts on the right, at {TAU} (0: the image)",
+        ylabel="distance from the way up (root mean square)",
         title="Up with the image's own words, and down with the same",
         logy=True,
         figsize=(7.4, 4.2),
@@ -788,7 +802,7 @@ back = [
 ]  # fmt: skip
 results.show_table(back)
 say(
-    f"EDICT in float64 comes back to within {max(errors['EDICT', w][0] for w in (0.0, 3.0)):.1e} (the latents have unit variance): exact but for rounding, which "
+    f"EDICT in float64 comes back to within {errors['EDICT', 3.0][0]:.1e} (the latents' standard deviation: {float(z.std()):.1f}): exact but for rounding, which "
     f"the division by p lets grow by up to {method.p**-2:.2f} a step. In float32 the same is off by {errors['EDICT, float32', 3.0][0]:.1e}. DDIM is off by "
     f"{errors['DDIM', 0.0][0]:.2f} without guidance and {errors['DDIM', 3.0][0]:.2f} with w = 3."
 )
@@ -879,7 +893,8 @@ def steer(eps_for, eps_against, w):
 
 # %% [markdown]
 # Where do the two words disagree about an image? Below is the length of $\epsilon_\theta(z_t,t,C_1)-\epsilon_\theta(z_t,t,C_0)$ at each place of
-# the latent, at three noise levels, and the same for the words of the shortcut classifier.
+# the latent, at three noise levels, and the same for the words of the biased box. The table has shares of its square: how much of the whole
+# disagreement lies at the hair, the eyes and the mouth. The three do not cover the face, and the last row is the share of the area.
 #
 # > **Predict first.** Where should it be bright for the fair box's words, and where for the biased box's?
 
@@ -902,7 +917,7 @@ def bright(maps):
 picked = [down[round(share * (TAU - 1))] for share in (0.3, 0.6, 1.0)]
 maps = {
     f"{who},\nt = {level.t}": disagreement(tokens[name], z[some], level)
-    for who, name in (("fair", "smile-old"), ("shortcut", "smile-shortcut"))
+    for who, name in (("fair", "smile-old"), ("biased", "smile-shortcut"))
     for level in picked
 }
 display(
@@ -931,7 +946,7 @@ results.show_table(
         | {f"share at the {r}": f"{float(mask.mean()):.3f}" for r, mask in REGIONS.items()},
     ]
 )
-claim("The biased box's words disagree about the eyes more than the fair box's", "this course",
+claim(f"The biased box's words disagree about the eyes more than the fair box's (t = {picked[1].t})", "this course",
       less(where[1]["share at the eyes"], where[4]["share at the eyes"]))  # fmt: skip
 
 # %% [markdown]
@@ -949,8 +964,9 @@ show(TIME._edit, docstring=False)
 # Write it, without the extras. `eps(state, t, condition)` is the network; `levels` are the lowest τ ones, ascending. Use `undo`, `steer` and
 # `Edict(p, leapfrog=False).denoise_step(x, y, eps, level)`. Return the first stream.
 #
-# <details><summary>Hint</summary>A small function inside helps: <code>drift(towards, away)</code> returns a function of <code>(state, t)</code> that steers.
-# Both streams start as <code>z</code>.</details>
+# <details><summary>Hint</summary><code>drift(towards, away)</code> is given: a function of <code>(state, t)</code>, as <code>undo</code> and
+# <code>denoise_step</code> want it. Both streams start as <code>z</code>. One loop over <code>levels</code>, up, as the source; one over
+# <code>reversed(levels)</code>, down, with the two phrases exchanged.</details>
 
 
 # %% tags=["exercise"]
@@ -975,14 +991,16 @@ def my_time(eps, z, c_source, c_target, levels, w, p):
 # %%
 tau, w = method.attempts[0]
 levels = edict_levels(model.alpha_bar, STEPS, tau)
+at_once = (run.extra["attempt"] == 0).nonzero().flatten()[:FEW]  # faces that needed the first attempt alone
+phrases = conditions(source[at_once]), conditions(target[at_once])
 with torch.no_grad():
-    mine = my_time(
-        model.eps, z[few].double(), conditions(source[few]), conditions(target[few]), levels, w, method.p
-    )
+    mine = my_time(model.eps, z[at_once].double(), *phrases, levels, w, method.p)
     mine = model.decode(mine).clamp(-1, 1).float()
-library = explainer(attempts=((tau, w),)).explain(x[few], target[few], **alone)
-say(f"Yours and the library's differ by at most {float((mine - library.x_cf).abs().max()):.1e}.")
-assert torch.allclose(mine, library.x_cf, atol=1e-3)
+library = run.x_cf[at_once]
+say(
+    f"Yours and the library's differ by at most {float((mine - library).abs().max()):.1e} ({len(at_once)} faces that flipped at the first attempt)."
+)
+assert torch.allclose(mine, library, atol=1e-3)
 show(TIME._search, docstring=False)
 
 # %% [markdown]
@@ -1117,8 +1135,8 @@ to_smile = torch.ones(len(bare), dtype=torch.long)
 asked = {
     ("fair", "learned"): (fair, words),
     ("fair", "plain English"): (fair, plain),
-    ("shortcut", "learned"): (biased, tokens["smile-shortcut"]),
-    ("shortcut", "plain English"): (biased, plain),
+    ("biased", "learned"): (biased, tokens["smile-shortcut"]),
+    ("biased", "plain English"): (biased, plain),
 }
 by_words = {key: explainer(box, t).explain(bare, to_smile, **alone) for key, (box, t) in asked.items()}
 
@@ -1151,7 +1169,7 @@ plainly = [
 ]
 results.show_table(plainly, {"black box": "black box", "words": "words", "flip_rate": "flip rate", "smiles": "the oracle sees a smile",
                              "glasses": "... and eyeglasses", "attempts": "attempts needed"})  # fmt: skip
-for box in ("fair", "shortcut"):
+for box in ("fair", "biased"):
     learned_rate, plain_rate = (value(plainly, "flip_rate", **{"black box": box, "words": kind}) for kind in ("learned", "plain English"))  # fmt: skip
     claim(
         f"Learned words flip the {box} box more often than the model's own",
@@ -1160,16 +1178,16 @@ for box in ("fair", "shortcut"):
     )
 
 # %% [markdown]
-# Read the two boxes apart. Where the classifier means by a smile what everybody means, plain English will do, if the model
-# knows the style. Where it means something else, plain English draws what *you* meant.
+# So few faces decide no claim, but look at the two boxes apart. Where the classifier means by a smile what everybody means, plain English
+# can do, if the model knows the style. Where it means something else, plain English draws what *you* meant.
 
 # %% [markdown]
 # ## 9 · Paper against measured
 #
 # As in the other notebooks a verdict follows from intervals alone: *reproduced* if they are apart in the right order,
 # *not reproduced* if apart in the wrong order, else *inconclusive*. Where a table of more faces is stored (`python -m cfx_lib.bench
-# study time`), it decides. The thesis's numbers are of CelebA-HQ, Stable Diffusion 1.4 and 50 steps; only their *order* can be compared. Its shares
-# τ of 50 are taken as the same shares of our steps.
+# study time`), it decides. The thesis's numbers are of CelebA-HQ, Stable Diffusion 1.4 and 50 steps; only their *order* can be compared. A τ
+# of its 50 steps is here the same share of our steps.
 #
 # ### Table 5.1: what each method needs
 #
@@ -1187,14 +1205,14 @@ def dressed(images):
 
 
 sealed = {
-    "DiME": lambda: DiME.preset("fast", ddpm, dressed),
-    "ACE": lambda: replace(ace_study.ace("smile-old", "smile"), classifier=dressed),
-    "TIME": explainer,
-}
+    "DiME": lambda: DiME.preset("fast", ddpm, dressed).explain(x[few], target[few], **alone),
+    "ACE": lambda: replace(ace_study.ace("smile-old", "smile"), classifier=dressed).explain(x[few], target[few], **alone),
+    "TIME": lambda: run,  # it never had anything else
+}  # fmt: skip
 needs = []
-for name, make in sealed.items():
+for name, explain in sealed.items():
     try:
-        r = make().explain(x[few], target[few], **alone)
+        r = explain()
         came = f"explained; {int(r.flipped.sum())} of {len(r)} flipped"
     except Exception as refused:
         came = f"{type(refused).__name__}: {str(refused)[:110]}"
@@ -1242,7 +1260,10 @@ if main_full:
         "fid_all": "FID",
     }
     say(
-        "**Stored**, more faces. Fréchet distances are through an in-domain network and of all counterfactuals (notebook 08):"
+        "**Stored**, more faces. Notebook 08 derives the measures; in short: FS and FVA ask whether it is still the same person (mean similarity; share that is similar enough), MNAC "
+        "counts the attributes that changed, the smile included, CD asks whether they change together as they do in the data, COUT whether few pixels flip the label, S³ is a similarity "
+        "of whole images. Higher is better for FS, FVA, COUT and S³, lower for MNAC, CD and FID. The change, FS, FVA, MNAC, CD and S³ are of flipped faces only, so the autoencoder alone, which flips none, has none. "
+        "Fréchet distances (FID) are through an in-domain network and of all counterfactuals:"
     )
     results.show_table(main_full, {"method": "method"} | MAIN | {"seconds": "seconds", "calls": "denoiser calls", "n": "faces"})  # fmt: skip
     ours_full = main_full[0]
@@ -1251,7 +1272,7 @@ if main_full:
         f"{ours_full['black_box_images']:.1f} images (in batches: {ours_full['black_box_calls']:.2f} calls). Seconds of different methods are compared below, "
         "where all ran one after the other."
     )
-    say("The thesis (Table 5.2, smile; order only):")
+    say("The thesis (Table 5.2, smile; order only; ACE with the ℓ1 distance):")
     results.show_table([row for row in main_full if row.get("paper_flip_rate")], {"method": "method", "paper_flip_rate": "SR", "paper_fs": "FS", "paper_fva": "FVA",
                        "paper_mnac": "MNAC", "paper_cd": "CD", "paper_cout": "COUT", "paper_fid": "FID"})  # fmt: skip
     attempts_full = only(all_full, classifier="smile-old", part="attempt")
@@ -1327,7 +1348,7 @@ if hard:
 
 # %%
 MOST = max(tau for tau, _ in method.attempts)
-grid = [(t, s) for t in (max(1, MOST // 2), MOST) for s in (2.0, 5.0)]
+grid = [(t, s) for t in (max(1, MOST // 2), MOST) for s in (2.0, 4.0)]
 swept = {(t, s): explainer(attempts=((t, s),)).explain(x[few], target[few], **alone) for t, s in grid}
 display(
     plots.image_rows(
@@ -1389,16 +1410,17 @@ if steps_full:
 # %% [markdown]
 # ### Tables 5.4 to 5.6: context, guidance, several vectors
 #
-# Each of the three makes TIME *stronger*, says the thesis: with the same τ and $w$ more images flip. Words without a context, and words of one vector, are learned for
-# the stored tables alone.
+# Each of the three makes TIME *stronger*, says the thesis: with the same τ and $w$ more images flip. Words without a context (a general
+# description stands in its place) and words of one vector are learned for the stored tables alone.
 
 # %%
-other = {g: explainer(guidance=g, attempts=((MOST, 3.0),)).explain(x[few], target[few], **alone) for g in ("classifier-free", "negative")}  # fmt: skip
+free = explainer(guidance="classifier-free", attempts=((MOST, 4.0),)).explain(x[few], target[few], **alone)
+other = {"classifier-free": free, "negative": swept[MOST, 4.0]}
 display(
     plots.image_rows(
         {"input": x[few]} | {g: r.x_cf for g, r in other.items()},
         titles={"input": wish[few]} | {g: told(r.x_cf) for g, r in other.items()},
-        title=f"The same words, two kinds of guidance (τ = {MOST}, w = 3)",
+        title=f"The same words, two kinds of guidance (τ = {MOST}, w = 4)",
     )
 )
 fewer = {}  # (τ, w) -> tables in which the stronger variant flipped fewer faces
@@ -1434,7 +1456,8 @@ if fewer:
             f"in {sum(which)} of {len(which)} with τ = {t} of 50 and w = {s:g}"
             for (t, s), which in fewer.items()
         )
-        + ". The first pair is the thesis's. As in Table 5.3: beyond some point strength no longer helps, and on this small model the thesis's scale is beyond it."
+        + ". The first pair is the thesis's. Most of these differences are within their intervals (the verdicts say which are not), but they point where Table 5.3 pointed: "
+        "beyond some scale, pushing harder flips fewer."
     )
 
 # %% [markdown]
@@ -1472,8 +1495,8 @@ results.show_table(
 if cost_full:
     results.show_table(cost_full, {"method": "method", "settings": "settings", "gflops": "GFLOPs", "counted_calls": "denoiser calls", "seconds": "seconds", "paper_tflops": "TFLOPs (thesis)", "paper_seconds": "seconds (thesis)"})  # fmt: skip
 SETTINGS = {  # claim -> which settings of TIME, ACE and DiME
-    "with the settings of this course": ("here", "here", "here"),
-    "all of TIME's attempts, and DiME with its full inner chain": ("here, every attempt", "here", "here, full inner chain"),
+    "settings of this course": ("here", "here", "here"),
+    "TIME with every attempt, DiME with its full inner chain": ("here, every attempt", "here", "here, full inner chain"),
 }  # fmt: skip
 for label, kinds in SETTINGS.items():
     names = dict(zip(("TIME", "ACE", "DiME"), kinds))
@@ -1482,7 +1505,7 @@ for label, kinds in SETTINGS.items():
     for first, second in (("TIME", "ACE"), ("ACE", "DiME")):
         if None not in (ops[first], ops[second]):
             claim(
-                f"{first} takes fewer operations than {second}, {label}",
+                f"{first} takes fewer operations than {second} ({label})",
                 "Sect. 5.4.1",
                 less(ops[first], ops[second]),
             )
@@ -1491,19 +1514,20 @@ took = {name: value(cost_full, "seconds", method=name, settings=kind) for name, 
 for first, second in (("TIME", "ACE"), ("ACE", "DiME")):
     if None not in (took[first], took[second]):
         claim(
-            f"{first} takes less time than {second}, all of TIME's attempts, and DiME with its full inner chain (one run, no interval)",
+            f"{first} takes less time than {second} (TIME with every attempt, DiME with its full inner chain; one run, no interval)",
             "Sect. 5.4.1",
             less(took[first], took[second]),
         )
 
 # %% [markdown]
-# DiME's `fast` settings skip its inner chain, the dearest part (notebook 02); the thesis counts it. And mind what is *not* counted: learning the words. A single explanation of a new black box is dear; hundreds share it.
+# DiME's `fast` settings skip its inner chain, the dearest part (notebook 02); the thesis counts it. And mind what is *not* counted: learning
+# the words. They are paid once for a black box: dear for one explanation, cheap for hundreds.
 
 # %% [markdown]
 # ## 10 · What it changes that it should not
 #
-# A counterfactual should change the smile and nothing else. Here the truth is known, so let us see what else TIME, DiME and ACE change. Two things
-# are the autoencoder's doing and no fault of the edit: they are in the row *autoencoder alone*.
+# A counterfactual should change the smile and nothing else. Here the truth is known, so let us see what else TIME, DiME and ACE change. What the
+# autoencoder does is no fault of the edit: the row *autoencoder alone* has a face encoded and decoded, and nothing done in between.
 
 # %%
 kinds = {"TIME": (run.x_cf, x), "autoencoder alone": (through, x), "DiME": (by_dime.x_cf, x[some]), "ACE": (by_ace.x_cf, x[:SLOW])}  # fmt: skip
@@ -1552,12 +1576,12 @@ for rival in ("DiME", "ACE"):
 # %% [markdown]
 # Why should TIME change what it was not asked to? Nothing in Eq. 6.8 holds it back: there is no distance term, as in Eq. 2.8, and no mask, as in ACE.
 # What keeps the face are the noise into which it was taken apart, and the small τ. And the words say *everything* that tells the two heaps of images
-# apart. If more old people frown in the training images, the word for a frown has some wrinkles in it.
+# apart. If more old people frowned in the training images, the word for a frown could have some wrinkles in it.
 
 # %% [markdown]
 # ## 11 · Does it find the planted shortcut?
 #
-# Notebook 02 asked this of DiME, notebook 03 of ACE. The classifier `smile-shortcut` calls a smile who wears glasses. Do its counterfactuals show that,
+# Notebook 02 asked this of DiME, notebook 03 of ACE. The biased box was trained where glasses and smiles come together. Do its counterfactuals show that,
 # to somebody who sees labels only? Half of the faces frown without glasses and are asked to smile, half smile with glasses and are asked to frown.
 
 # %% [markdown]
@@ -1591,17 +1615,19 @@ with_glasses, to_frown = gallery[rows], torch.zeros(len(rows), dtype=torch.long)
 both_ways, wanted = torch.cat([bare, with_glasses]), torch.cat([to_smile, to_frown])
 pair = {  # those who frown were explained in section 8
     name: [by_words[short, "learned"], explainer(box, tokens[name]).explain(with_glasses, to_frown, **alone)]
-    for name, short, box in (("smile-old", "fair", fair), ("smile-shortcut", "shortcut", biased))
+    for name, short, box in (("smile-old", "fair", fair), ("smile-shortcut", "biased", biased))
 }
 made = {name: torch.cat([r.x_cf for r in parts]) for name, parts in pair.items()}
 flipped = {name: torch.cat([r.flipped for r in parts]) for name, parts in pair.items()}
 each = slice(None, None, max(1, FEW // 2))  # four of them
+BOX = {"smile-old": "fair box", "smile-shortcut": "biased box"}
 display(
     plots.image_rows(
-        {"input": both_ways[each]} | {f"{name},\nlabels only": images[each] for name, images in made.items()},
+        {"input": both_ways[each]}
+        | {f"{BOX[name]},\nlabels only": images[each] for name, images in made.items()},
         titles={"input": [f"{s}\n→ {NAME[t]}" for s, t in zip(shown(both_ways[each]), wanted[each].tolist())]}
         | {
-            f"{name},\nlabels only": [
+            f"{BOX[name]},\nlabels only": [
                 f"box: {'✔' if f else '✘'}\n{s}"
                 for f, s in zip(flipped[name][each].tolist(), shown(images[each]))
             ]
@@ -1614,7 +1640,7 @@ display(
 worn = sees_glasses.predict(both_ways) == 1
 for name, images in made.items():
     share, counts = planted_shown(worn, sees_glasses.predict(images) == 1, wanted)
-    say(f"`{name}`: glasses came or went as the shortcut predicts on {share:.0%} of {counts} faces.")
+    say(f"The {BOX[name]}: glasses came or went as the shortcut predicts on {share:.0%} of {counts} faces.")
 recall_here = metrics.shortcut_recall(pair["smile-shortcut"], pair["smile-old"], oracle=sees_glasses)
 assert abs(recall_here.shortcut.mean - share) < 1e-6
 say(f"With intervals: {recall_here}.")
@@ -1653,13 +1679,13 @@ shown_by = {row["method"]: row["shortcut"] for row in ways}
 for rival in ("DiME", "ACE", "DVCE"):
     if recall_full and rival in shown_by:
         claim(
-            f"... more often than {rival}, which looks inside",
+            f"TIME shows the shortcut of the biased box more often than {rival}, which looks inside (both directions)",
             "this course",
             less(shown_by[rival], shown_by["TIME"]),
         )
 say(
     {
-        REPRODUCED: "**Labels were enough** to show it: with the words of the biased box the glasses change, with those of the fair box they do not.",
+        REPRODUCED: "**Labels were enough** to show it: glasses change more often with the words of the biased box than with those of the fair one.",
         NOT_REPRODUCED: "**The wrong way round**: the fair box's counterfactuals change glasses more often.",
         INCONCLUSIVE: "**No clear answer** on these faces. Look at the words drawn in section 1 once more: they are a second witness.",
     }[found_it]
@@ -1704,14 +1730,14 @@ linear = make_pipeline(StandardScaler(), RidgeClassifier(alpha=3000.0)).fit(smal
 pixels = lambda images: linear.predict(small(images))  # noqa: E731
 ask = BlackBox(pixels, takes="uint8")
 right = metrics.flip_rate(ask(test) == judge.predict(test))
-say(f"The linear model agrees with the oracle about {right} of {len(test)} test faces.")
+say(f"The linear model gives the oracle's label to {right} of the test faces.")
 by_label = sort_by_label(ask, pool, 64)
 linear_words = replace(
     quick, name="linear", classes={k: learn_word(by_label[k], "person", words.context)[0] for k in (0, 1)}
 )
 goal = 1 - ask(x[few])
 by_linear = explainer(ask, linear_words).explain(x[few], goal, **alone)
-with_fair_words = explainer(ask, words).explain(x[few], goal, **alone)
+by_fair = run.x_cf[few]  # of section 6: made for the fair box
 slope = torch.tensor(linear[-1].coef_.ravel() / linear[0].scale_).view(1, 1, 32, 32)
 
 
@@ -1733,12 +1759,12 @@ display(
             "input": x[few],
             "its own words,\nlearned quickly": by_linear.x_cf,
             "what counted\n(white: for a smile)": amplified(F.interpolate(share, size=64)).float(),
-            "the fair box's\nwords": with_fair_words.x_cf,
+            "made for the\nfair box": by_fair,
         },
         titles={
             "input": [f"→ {NAME[t]}" for t in goal.tolist()],
             "its own words,\nlearned quickly": told(by_linear.x_cf, ask),
-            "the fair box's\nwords": told(with_fair_words.x_cf, ask),
+            "made for the\nfair box": told(by_fair, ask),
         },
         title="A linear model of scikit-learn",
         size=1.5,
@@ -1749,12 +1775,13 @@ mouth = F.avg_pool2d(at_mouth.float(), 2).view(1, 1, 32, 32)
 told_by = (share * mouth).sum((1, 2, 3)) / share.sum((1, 2, 3))
 say(
     f"This box can be opened, so the explanation can be checked: weight times change, pixel by pixel, adds up to the change of the decision (asserted). "
-    f"{float(told_by.mean()):.0%} of it is at the mouth, and that is where TIME's pictures show it."
+    f"{float(told_by.mean()):.0%} of it comes from the mouth. Own words are not always needed: of the counterfactuals that section 6 made for the fair box, "
+    f"{int((ask(by_fair) == target[few]).sum())} of {FEW} have their target label here, too."
 )
 
 # %% [markdown]
-# **A web service.** An HTTP server in this very notebook, on the loopback address, with the fair classifier behind it. It takes raw bytes and answers with one digit an
-# image. The explainer sees a URL.
+# **A web service.** An HTTP server in this very notebook, on the loopback address, with the fair box behind it. It takes raw bytes and
+# answers with one digit an image. The explainer sees a URL.
 
 
 # %%
@@ -1816,7 +1843,7 @@ if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
     exported = explainer(in_file).explain(x[:1], target[:1], **alone)
     gap = float((exported.x_cf - run.x_cf[:1]).abs().max())
     say(
-        f"{len(memory.getvalue()) / 1e6:.1f} MB of ONNX give the same label as the network for {same} of {len(test)} faces. Explained: {int(exported.flipped.sum())} of {len(exported)} flipped; "
+        f"{len(memory.getvalue()) / 1e6:.1f} MB of ONNX give the same label as the network for {same} of the test faces. Explained: {int(exported.flipped.sum())} of {len(exported)} flipped; "
         f"the counterfactual is that of section 6 (largest difference {gap:.1e}), since the same questions got the same answers."
     )
 else:
@@ -1851,7 +1878,7 @@ say(
 # Of the counterfactuals of this notebook, the worst: not flipped is worst; flipped, but the judge disagrees is next; then the largest change.
 
 # %%
-pool_of = [("fair", run), *(("shortcut", r) for r in pair["smile-shortcut"]), ("linear", by_linear), ("plain English", by_words["shortcut", "plain English"]),
+pool_of = [("fair", run), *(("biased", r) for r in pair["smile-shortcut"]), ("linear", by_linear), ("plain English", by_words["biased", "plain English"]),
            ("classifier-free", other["classifier-free"])]  # fmt: skip
 worst = []
 for who, r in pool_of:
@@ -1893,7 +1920,7 @@ claim.show()
 say(
     "**Does an image come back unharmed, and what does the black box mean?** The questions of the beginning. An image comes back from EDICT to within "
     f"{errors['EDICT', 3.0][0]:.0e}, once it is a latent; the autoencoder's own loss is another matter. And of the drawings of the biased box's word for a smile the oracle sees glasses "
-    f"in {of('shortcut: class 1', 'glasses')}, of the fair box's in {of('fair: class 1', 'glasses')}."
+    f"in {of('biased: class 1', 'glasses')}, of the fair box's in {of('fair: class 1', 'glasses')}."
 )
 
 # %% [markdown]
