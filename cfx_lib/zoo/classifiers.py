@@ -356,6 +356,8 @@ def load_classifier(
             "Use the configuration that the weights were trained with."
         )
     model = _create(config["architecture"], outputs, config.get("model_args", {}), path)
+    if hasattr(model, "check_weights"):  # a HiT says which variant the weights are
+        model.check_weights(weights, weights_path)
     load_into(model, weights, weights_path)
     model.eval().requires_grad_(False)
     if kind == "classes":
@@ -368,6 +370,8 @@ def _create(
     architecture: str, num_classes: int, model_args: Mapping[str, Any], source: str | Path
 ) -> nn.Module:
     import timm
+
+    import cfx_lib.hit_models  # noqa: F401  its names are then timm's
 
     try:
         return timm.create_model(architecture, num_classes=num_classes, **model_args)
@@ -384,6 +388,8 @@ def _load_timm(
 ) -> WrappedClassifier:
     """A model as timm publishes it on the hub, through timm's own loading code."""
     import timm
+
+    import cfx_lib.hit_models  # noqa: F401  its names are then timm's
 
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)

@@ -240,8 +240,8 @@ def test_augment_keeps_the_shape_and_varies() -> None:
 
 
 def test_every_shipped_name_has_a_recipe() -> None:
-    faces = ("ddpm", "smile-old", "brittle", "smile-shortcut", "old-weak", "oracle", "robust")
-    photographs = ("ddpm", "resnet", "convnext", "robust")
+    faces = ("ddpm", "smile-old", "brittle", "smile-shortcut", "old-weak", "oracle", "robust", "hit", "vit")
+    photographs = ("ddpm", "resnet", "convnext", "robust", "hit", "hit-pool", "vit")
     features = ("identity", "simsiam", "perceptual", "autoencoders")
     latent = ("autoencoder", "sd", "dit", "oracle")
     wanted = {"personas": (*faces, *features), "fashion": photographs, "avatars": latent}
