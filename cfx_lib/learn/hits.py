@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import ipywidgets as w
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.colors import to_rgb
-from torch import Tensor
+from torch import Tensor, nn
 
+from cfx_lib import hit, zoo
 from cfx_lib.learn import plots
 from cfx_lib.learn.widgets import Moving
+from cfx_lib.methods.layers import network_of
+from cfx_lib.worlds import folders
+from cfx_lib.zoo.files import read_weights
 
-__all__ = ["constant", "hide", "larger", "over", "paint", "reach", "signed", "stairs"]
+__all__ = [
+    "Photographs",
+    "constant",
+    "depths",
+    "hide",
+    "larger",
+    "over",
+    "paint",
+    "photographs",
+    "reach",
+    "signed",
+    "stairs",
+]
 
 AGAINST, FOR = plots.BLUE, plots.VERMILION  # a negative and a positive contribution
 
@@ -27,7 +46,7 @@ def signed(maps: Tensor, scale: Tensor | float | None = None) -> Tensor:
 
     `scale`: the value of the full colour, one for all or (N,); by default the largest magnitude of each map.
     """
-    maps = maps.detach().float()
+    maps = maps.detach().float().cpu()
     strength = (maps / _scale(maps, scale)).clamp(-1, 1)[:, None]
     colours = {
         name: torch.tensor(to_rgb(c)).view(1, 3, 1, 1) for name, c in (("for", FOR), ("against", AGAINST))
@@ -38,7 +57,8 @@ def signed(maps: Tensor, scale: Tensor | float | None = None) -> Tensor:
 
 def over(x: Tensor, maps: Tensor, scale: Tensor | float | None = None) -> Tensor:
     """Contributions (N,h,w) laid over their images (N,C,H,W), which turn grey and pale: (N,3,H,W) in [-1,1]."""
-    strength = (maps.detach().float() / _scale(maps, scale)).abs().clamp(max=1)[:, None]
+    x, maps = x.detach().float().cpu(), maps.detach().float().cpu()
+    strength = (maps / _scale(maps, scale)).abs().clamp(max=1)[:, None]
     size = x.shape[-2:]
     grey = (0.4 * x.mean(1, keepdim=True) + 0.5).clamp(-1, 1).expand(-1, 3, -1, -1)
     opacity = 0.85 * F.interpolate(strength**0.7, size=size)
@@ -49,7 +69,7 @@ def _scale(maps: Tensor, scale: Tensor | float | None) -> Tensor:
     """The value of the full colour of each map, (N,1,1), never zero."""
     if scale is None:
         scale = maps.abs().flatten(1).amax(1)
-    return torch.as_tensor(scale, dtype=torch.float32).detach().reshape(-1, 1, 1).clamp(min=1e-12)
+    return torch.as_tensor(scale, dtype=torch.float32).detach().cpu().reshape(-1, 1, 1).clamp(min=1e-12)
 
 
 def larger(maps: Tensor, size: tuple[int, int] | Sequence[int]) -> Tensor:
@@ -69,17 +89,39 @@ def constant(classifier: Callable[[Tensor], Tensor], x: Tensor, contributions: T
 def paint(x: Tensor, hidden: Tensor, colour: Tensor | float) -> Tensor:
     """Images (N,C,H,W) with the patches `hidden` (h,w) or (N,h,w), bool, in `colour` (a number, or (C,1,1))."""
     hidden = hidden.expand(len(x), *hidden.shape[-2:])[:, None].float()
-    mask = F.interpolate(hidden, size=x.shape[-2:]).bool()
-    return torch.where(mask, torch.as_tensor(colour, dtype=x.dtype).expand_as(x), x)
+    mask = F.interpolate(hidden, size=x.shape[-2:]).bool().to(x.device)
+    return torch.where(mask, torch.as_tensor(colour, dtype=x.dtype, device=x.device).expand_as(x), x)
 
 
-def reach(tokens: Callable[[Tensor], Tensor], x: Tensor, changed: Tensor) -> Tensor:
-    """How far each token moves when an image changes, at every depth: (depths, tokens), relative to the token's length.
+def depths(classifier: Any, x: Tensor) -> Tensor:
+    """The tokens of one image (1,C,H,W) as they enter the first block and leave every block: (blocks + 1, tokens, D).
 
-    `tokens(x)`: one image (1,C,H,W) -> (depths, tokens, D).
+    The class token comes first. For a ViT of timm, the intermediate model and a HiT without pooling.
     """
-    with torch.no_grad():
-        before, after = tokens(x), tokens(changed)
+    seen: list[Tensor] = []
+
+    def before(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen.append(given[0] if len(given) == 1 else torch.cat([given[0][:, None], given[1]], 1))
+
+    def after(_: nn.Module, given: tuple[Tensor, ...], made: Any) -> None:
+        whole = isinstance(made, Tensor)  # else (update of the class token, patches, ...) of a HiT
+        seen.append(made if whole else torch.cat([(given[0] + made[0])[:, None], made[1]], 1))
+
+    blocks = list(network_of(classifier).blocks)
+    hooks = [block.register_forward_pre_hook(before) for block in blocks]
+    hooks.append(blocks[-1].register_forward_hook(after))
+    try:
+        with torch.no_grad():
+            classifier(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(seen)
+
+
+def reach(classifier: Any, x: Tensor, changed: Tensor) -> Tensor:
+    """How far each token moves when an image changes, at every depth: (blocks + 1, tokens), relative to its length."""
+    before, after = depths(classifier, x), depths(classifier, changed)
     return (after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-12)
 
 
@@ -139,7 +181,7 @@ def hide(
     patch is painted in `colour` before the network is asked anew. The static figure hides the `static` largest terms, one
     more an image. `.widget.patches` are the buttons, row by row; `.widget.told` says the numbers.
     """
-    values = contribution.detach().double()
+    values = contribution.detach().double().cpu()
     with torch.no_grad():
         whole = float(classifier(x)[0, target])
     picture = w.Image(format="png", layout=w.Layout(width="256px", height="256px"))
@@ -227,3 +269,58 @@ def _hidden_figure(
         for k in range(n + 1)
     ]
     return plots.image_grid(painted, captions, columns=n + 1)
+
+
+# ----------------------------------------------------------------------------------------------------- paper mode
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Who takes part on ImageNet: a HiT, a ViT, photographs `x` (N,3,H,W) in [-1,1], the names of the classes."""
+
+    net: Any
+    rival: Any
+    x: Tensor
+    names: tuple[str, ...]
+
+
+def photographs(
+    n: int,
+    checkpoint: str | Path | None,
+    folder: str | Path | None,
+    *,
+    vit: Any = "timm/deit_small_patch16_224.fb_in1k",
+    device: str = "cuda",
+) -> Photographs:
+    """The cast of `paper` mode: a HiT of ImageNet in the authors' format, a ViT of `timm`, `n` of your photographs.
+
+    `checkpoint`: the weights' file (see `cfx_lib.hit.load_released`). `folder`: of photographs. `vit`: a hub name, a folder,
+    or a classifier. Raises FileNotFoundError where checkpoint or photographs are not given or not there.
+    """
+    if not checkpoint or not folder:
+        raise FileNotFoundError(
+            f"the checkpoint {checkpoint!r} and the photographs {folder!r} were given; expected a file of the authors' HiT "
+            "weights in CFX_HIT and a folder of photographs in CFX_IMAGES. Or leave CFX_MODE on fast or full."
+        )
+    weights = read_weights(checkpoint, allow_pickle=True)
+    model = hit.load_released(weights.get("model", weights)).float()
+    config = model.default_cfg
+    names = _imagenet(model.num_classes)
+    net = (
+        zoo.wrap(model, model.num_classes, mean=config["mean"], std=config["std"], names=names)
+        .eval()
+        .to(device)
+    )
+    x = folders.load(folder, size=model.img_size[0], progress=False)[0][:n]
+    rival = zoo.load(vit, device=device) if isinstance(vit, (str, Path)) else vit
+    return Photographs(net, rival, x.to(device), names)
+
+
+def _imagenet(classes: int) -> tuple[str, ...]:
+    """The names of ImageNet's classes, the first of several; numbers for another number of classes."""
+    from timm.data import ImageNetInfo
+
+    if classes != 1000:
+        return tuple(f"class {k}" for k in range(classes))
+    known = ImageNetInfo()
+    return tuple(known.index_to_description(k).split(",")[0] for k in range(classes))

@@ -357,89 +357,7 @@ def _(answer: Callable) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------ 07.6 count
-
-
-def hit_macs(image: int, patch: int, dim: int, depth: int, classes: int) -> int:
-    """Multiplications of a HiT without pooling for one image with 3 channels, MLP ratio 4 (thesis, Table 6.1)."""
-    patches = (image // patch) ** 2
-    embedding = patches * 3 * patch**2 * dim
-    attention = 2 * patches * dim**2 + 2 * dim**2 + 2 * patches * dim
-    mlp = patches * 8 * dim**2
-    return embedding + depth * attention + (depth - 1) * mlp + dim * classes
-
-
-def vit_macs(image: int, patch: int, dim: int, depth: int, classes: int) -> int:
-    """The same of a ViT: all tokens attend to all, all pass the MLP of every block."""
-    patches = (image // patch) ** 2
-    tokens = patches + 1
-    block = 12 * tokens * dim**2 + 2 * tokens**2 * dim
-    return patches * 3 * patch**2 * dim + depth * block + dim * classes
-
-
-def _counted(image: int, patch: int, dim: int, depth: int, classes: int, **changed: int) -> int:
-    """The count with one term counted wrongly: `head`, `embedding`, `channels`, `mlps`, `queries`, `keys`, `scores`, `times`."""
-    patches = (image // patch) ** 2
-    one = {
-        "head": 1,
-        "embedding": 1,
-        "channels": 3,
-        "mlps": depth - 1,
-        "queries": 2,
-        "keys": patches,
-        "scores": 2,
-        "times": 1,
-    }
-    one |= changed
-    embedding = one["embedding"] * patches * one["channels"] * patch**2 * dim
-    attention = 2 * one["keys"] * dim**2 + one["queries"] * dim**2 + one["scores"] * patches * dim
-    return one["times"] * (
-        embedding + depth * attention + one["mlps"] * patches * 8 * dim**2 + one["head"] * dim * classes
-    )
-
-
-@check(
-    "07.6",
-    dots=2,
-    minutes=10,
-    hint="A linear layer of n tokens from a to b features costs n a b. In a block: keys and values of P patches (2 P D^2), query and output of ONE token "
-    "(2 D^2), scores and weighted sum (2 P D), the MLP D -> 4D -> D of P patches (8 P D^2), which the last block has not.",
-    reference=hit_macs,
-)
-def _(answer: Callable) -> None:
-    sizes = {"image": 96, "patch": 8, "dim": 48, "depth": 5, "classes": 11}
-    got, want, patches = number(answer(**sizes)), hit_macs(**sizes), (96 // 8) ** 2
-    mistakes = (
-        ({"mlps": 5}, "you counted an MLP in the last block. Its output never reaches the class token: HiT does not have it."),
-        ({"times": 2}, "this is twice the number: a multiplication with its addition counts as one (the papers call these FLOPs, too)."),
-        ({"head": 0}, "the head is missing: dim x classes."),
-        ({"embedding": 0}, "the embedding of the patches is missing: each of them goes from 3 patch^2 numbers to dim."),
-        ({"channels": 1}, "a patch has 3 patch^2 numbers: an image has three channels."),
-        ({"queries": 2 * patches}, "queries and outputs are those of ONE token, the class token, not of every patch. This is what HiT saves."),
-        ({"queries": 1}, "query AND output projection cost dim^2 each."),
-        ({"queries": 0}, "the query's and the output's projection of the class token are missing: 2 dim^2 a block."),
-        ({"scores": 0}, "the products of query and keys, and of weights and values, are missing: P dim each."),
-        ({"scores": 1}, "both the scores (query times keys) and the weighted sum of the values cost P dim."),
-        ({"scores": 2 * patches}, "in HiT one query meets P keys: 2 P dim, not 2 P^2 dim."),
-        ({"keys": patches + 1}, "the class token is no key and no value of HiT: P of them, not P + 1."),
-    )  # fmt: skip
-    for change, message in mistakes:
-        if got == _counted(**sizes, **change):
-            raise Wrong(message)
-    if got == vit_macs(**sizes):
-        raise Wrong("this is the count of a ViT, in which all tokens attend to all.")
-    if math.isclose(got, want, rel_tol=1e-12):
-        got = want
-    if got != want:
-        raise Wrong(
-            f"for {sizes} it is {want:,}; you returned {got:,}. Count embedding, attention, MLPs and head one after the other."
-        )
-    released = {"image": 224, "patch": 16, "dim": 768, "depth": 12, "classes": 1000}
-    if number(answer(**released)) != hit_macs(**released):
-        raise Wrong("for HiT-B the number is not that of Table 6.1: is a size written into your function?")
-
-
-# ------------------------------------------------------------------------------------ 07.7 hide patches
+# ------------------------------------------------------------------------------------ 07.6 hide patches
 
 
 def hide_each_patch(classifier: Map, x: Tensor, target: Tensor, patch: int, colour: float) -> Tensor:
@@ -490,7 +408,7 @@ def _hidden(classifier: Map, x: Tensor, target: Tensor, patch: int, colour: floa
 
 
 @check(
-    "07.7",
+    "07.6",
     dots=1,
     minutes=8,
     hint="Two loops over rows and columns; inside, `painted = x.clone()`, paint the square `[:, :, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch]`, "
@@ -531,7 +449,7 @@ def _(answer: Callable) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------ 07.8 deletion
+# ------------------------------------------------------------------------------------ 07.7 deletion
 
 
 def deletion_curve(classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: float) -> Tensor:
@@ -562,7 +480,7 @@ def _curve(classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: flo
 
 
 @check(
-    "07.8",
+    "07.7",
     dots=2,
     minutes=10,
     hint="`maps.flatten(1).argsort(dim=1, descending=True).argsort(1)` is each patch's place in the order (0: first); make it as large as the image with "
@@ -605,3 +523,85 @@ def _(answer: Callable) -> None:
         "compare step by step: at step k the k most salient patches of each image are painted.",
         atol=1e-5,
     )
+
+
+# ------------------------------------------------------------------------------------ 07.8 count
+
+
+def hit_macs(image: int, patch: int, dim: int, depth: int, classes: int) -> int:
+    """Multiplications of a HiT without pooling for one image with 3 channels, MLP ratio 4 (thesis, Table 6.1)."""
+    patches = (image // patch) ** 2
+    embedding = patches * 3 * patch**2 * dim
+    attention = 2 * patches * dim**2 + 2 * dim**2 + 2 * patches * dim
+    mlp = patches * 8 * dim**2
+    return embedding + depth * attention + (depth - 1) * mlp + dim * classes
+
+
+def vit_macs(image: int, patch: int, dim: int, depth: int, classes: int) -> int:
+    """The same of a ViT: all tokens attend to all, all pass the MLP of every block."""
+    patches = (image // patch) ** 2
+    tokens = patches + 1
+    block = 12 * tokens * dim**2 + 2 * tokens**2 * dim
+    return patches * 3 * patch**2 * dim + depth * block + dim * classes
+
+
+def _counted(image: int, patch: int, dim: int, depth: int, classes: int, **changed: int) -> int:
+    """The count with one term counted wrongly: `head`, `embedding`, `channels`, `mlps`, `queries`, `keys`, `scores`, `times`."""
+    patches = (image // patch) ** 2
+    one = {
+        "head": 1,
+        "embedding": 1,
+        "channels": 3,
+        "mlps": depth - 1,
+        "queries": 2,
+        "keys": patches,
+        "scores": 2,
+        "times": 1,
+    }
+    one |= changed
+    embedding = one["embedding"] * patches * one["channels"] * patch**2 * dim
+    attention = 2 * one["keys"] * dim**2 + one["queries"] * dim**2 + one["scores"] * patches * dim
+    return one["times"] * (
+        embedding + depth * attention + one["mlps"] * patches * 8 * dim**2 + one["head"] * dim * classes
+    )
+
+
+@check(
+    "07.8",
+    dots=2,
+    minutes=10,
+    hint="A linear layer of n tokens from a to b features costs n a b. In a block: keys and values of P patches (2 P D^2), query and output of ONE token "
+    "(2 D^2), scores and weighted sum (2 P D), the MLP D -> 4D -> D of P patches (8 P D^2), which the last block has not.",
+    reference=hit_macs,
+)
+def _(answer: Callable) -> None:
+    sizes = {"image": 96, "patch": 8, "dim": 48, "depth": 5, "classes": 11}
+    got, want, patches = number(answer(**sizes)), hit_macs(**sizes), (96 // 8) ** 2
+    mistakes = (
+        ({"mlps": 5}, "you counted an MLP in the last block. Its output never reaches the class token: HiT does not have it."),
+        ({"times": 2}, "this is twice the number: a multiplication with its addition counts as one (the papers call these FLOPs, too)."),
+        ({"head": 0}, "the head is missing: dim x classes."),
+        ({"embedding": 0}, "the embedding of the patches is missing: each of them goes from 3 patch^2 numbers to dim."),
+        ({"channels": 1}, "a patch has 3 patch^2 numbers: an image has three channels."),
+        ({"queries": 2 * patches}, "queries and outputs are those of ONE token, the class token, not of every patch. This is what HiT saves."),
+        ({"queries": 1}, "query AND output projection cost dim^2 each."),
+        ({"queries": 0}, "the query's and the output's projection of the class token are missing: 2 dim^2 a block."),
+        ({"scores": 0}, "the products of query and keys, and of weights and values, are missing: P dim each."),
+        ({"scores": 1}, "both the scores (query times keys) and the weighted sum of the values cost P dim."),
+        ({"scores": 2 * patches}, "in HiT one query meets P keys: 2 P dim, not 2 P^2 dim."),
+        ({"keys": patches + 1}, "the class token is no key and no value of HiT: P of them, not P + 1."),
+    )  # fmt: skip
+    for change, message in mistakes:
+        if got == _counted(**sizes, **change):
+            raise Wrong(message)
+    if got == vit_macs(**sizes):
+        raise Wrong("this is the count of a ViT, in which all tokens attend to all.")
+    if math.isclose(got, want, rel_tol=1e-12):
+        got = want
+    if got != want:
+        raise Wrong(
+            f"for {sizes} it is {want:,}; you returned {got:,}. Count embedding, attention, MLPs and head one after the other."
+        )
+    released = {"image": 224, "patch": 16, "dim": 768, "depth": 12, "classes": 1000}
+    if number(answer(**released)) != hit_macs(**released):
+        raise Wrong("for HiT-B the number is not that of Table 6.1: is a size written into your function?")
