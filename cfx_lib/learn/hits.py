@@ -104,8 +104,8 @@ def depths(classifier: Any, x: Tensor) -> Tensor:
         seen.append(given[0] if len(given) == 1 else torch.cat([given[0][:, None], given[1]], 1))
 
     def after(_: nn.Module, given: tuple[Tensor, ...], made: Any) -> None:
-        whole = isinstance(made, Tensor)  # else (update of the class token, patches, ...) of a HiT
-        seen.append(made if whole else torch.cat([(given[0] + made[0])[:, None], made[1]], 1))
+        whole = isinstance(made, Tensor)  # else (what attention did, patches) of a HiT
+        seen.append(made if whole else torch.cat([(given[0] + made[0].update)[:, None], made[1]], 1))
 
     blocks = list(network_of(classifier).blocks)
     hooks = [block.register_forward_pre_hook(before) for block in blocks]
