@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ __all__ = [
     "constant",
     "depths",
     "hide",
-    "larger",
     "over",
     "paint",
     "photographs",
     "reach",
+    "ripples",
     "signed",
     "stairs",
 ]
@@ -60,9 +60,9 @@ def over(x: Tensor, maps: Tensor, scale: Tensor | float | None = None) -> Tensor
     x, maps = x.detach().float().cpu(), maps.detach().float().cpu()
     strength = (maps / _scale(maps, scale)).abs().clamp(max=1)[:, None]
     size = x.shape[-2:]
-    grey = (0.4 * x.mean(1, keepdim=True) + 0.5).clamp(-1, 1).expand(-1, 3, -1, -1)
+    pale = (0.25 * x.mean(1, keepdim=True) + 0.7).clamp(-1, 1).expand(-1, 3, -1, -1)
     opacity = 0.85 * F.interpolate(strength**0.7, size=size)
-    return opacity * F.interpolate(signed(maps.sign(), 1.0), size=size) + (1 - opacity) * grey
+    return opacity * F.interpolate(signed(maps.sign(), 1.0), size=size) + (1 - opacity) * pale
 
 
 def _scale(maps: Tensor, scale: Tensor | float | None) -> Tensor:
@@ -70,11 +70,6 @@ def _scale(maps: Tensor, scale: Tensor | float | None) -> Tensor:
     if scale is None:
         scale = maps.abs().flatten(1).amax(1)
     return torch.as_tensor(scale, dtype=torch.float32).detach().cpu().reshape(-1, 1, 1).clamp(min=1e-12)
-
-
-def larger(maps: Tensor, size: tuple[int, int] | Sequence[int]) -> Tensor:
-    """Maps (N,h,w) on a finer grid, each value repeated: (N,*size)."""
-    return F.interpolate(maps[:, None].float(), size=tuple(size))[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------ the sum
@@ -119,6 +114,15 @@ def depths(classifier: Any, x: Tensor) -> Tensor:
     return torch.cat(seen)
 
 
+def ripples(moved: Tensor, grid: tuple[int, int]) -> Tensor:
+    """What `reach` gives (depths, tokens), as pictures of the patches (depths, 3, *grid): pale has not moved, blue has.
+
+    On a logarithmic scale from a millionth to the whole length of a token.
+    """
+    patches = moved[:, -grid[0] * grid[1] :].reshape(-1, *grid)
+    return signed(-(1 + patches.clamp(1e-6, 1).log10() / 6), 1.0).clamp(max=0.88)
+
+
 def reach(classifier: Any, x: Tensor, changed: Tensor) -> Tensor:
     """How far each token moves when an image changes, at every depth: (blocks + 1, tokens), relative to its length."""
     before, after = depths(classifier, x), depths(classifier, changed)
@@ -147,11 +151,12 @@ def stairs(
         ax.bar(np.arange(len(steps)), tops - bottoms, bottom=bottoms, color=colours, width=1.0)
         ax.axhline(start, color="#777777", linestyle=":", linewidth=1.0)
         ax.axhline(tops[-1], color=plots.BLACK, linewidth=1.0)
-        for y, text, side in ((start, f"bias {start:.2f}", 0.02), (tops[-1], f"{end} {tops[-1]:.2f}", 0.98)):
-            ax.annotate(
-                text, (side, y), xycoords=("axes fraction", "data"), ha="left" if side < 0.5 else "right",
-                va="bottom", fontsize=8,
-            )  # fmt: skip
+        for y, text, side, align in (
+            (start, f"bias {start:.2f}", 0.98, "right"),
+            (tops[-1], f"{end} {tops[-1]:.2f}", 0.02, "left"),
+        ):
+            place = {"xycoords": ("axes fraction", "data"), "ha": align, "va": "bottom", "fontsize": 8}
+            ax.annotate(text, (side, y), **place)
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("patches, the largest contribution first")
         ax.grid(axis="x", visible=False)

@@ -32,7 +32,7 @@ def test_a_map_over_an_image_leaves_the_rest_grey():
     maps[0, 0, 1] = 1.0
     shown = hits.over(torch.rand(1, 3, 8, 8) * 2 - 1, maps)
     assert shown.shape == (1, 3, 8, 8)
-    assert torch.equal(shown[0, 0, 4:], shown[0, 2, 4:])  # grey
+    assert torch.equal(shown[0, 0, 4:], shown[0, 2, 4:])  # no colour
     assert (shown[0, 0, :4, 4:] > shown[0, 2, :4, 4:]).all()  # orange red
 
 
@@ -90,6 +90,14 @@ def test_a_changed_patch_reaches_the_others_in_a_vit_alone(name, others_move):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_ripples_are_pale_where_nothing_moved():
+    moved = torch.tensor([[0.5, 0.0, 0.1, 1e-9, 0.0]])  # the class token, then patches
+    shown = hits.ripples(moved, (2, 2))
+    assert shown.shape == (1, 3, 2, 2)
+    assert (shown[0, :, 0, 0] == shown[0, :, 1, 0]).all()  # 0 and a billionth
+    assert shown[0, 0, 0, 1] < shown[0, 0, 0, 0]
+
+
 def test_the_depths_end_at_the_token_that_is_classified():
     x = torch.rand(1, 1, 8, 8)
     for name in ("hit_custom", "vit_tiny_patch16_224"):
@@ -117,13 +125,6 @@ def test_the_widget_keeps_the_books():
     button.click()
     assert f"sum without them: {whole:.3f}" in shown.widget.told.value
     assert "3 hidden" in shown.figure.alt
-
-
-@pytest.mark.parametrize("size", [(8, 8), (4, 2)])
-def test_larger_repeats_values(size):
-    maps = torch.arange(4.0).view(1, 2, 2)
-    fine = hits.larger(maps, size)
-    assert fine.shape == (1, *size) and set(fine.unique().tolist()) == {0.0, 1.0, 2.0, 3.0}
 
 
 def released(path):
