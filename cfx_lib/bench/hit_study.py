@@ -164,17 +164,15 @@ def tokens(n: int, sides: Sequence[int] = (32, 64, 128)) -> Iterator[Row]:
 # ------------------------------------------------------------------ insertion and deletion (Table 6.2, Fig. 6.3)
 
 AREAS = ("insertion", "deletion")
-STEPS = 64  # of an insertion or deletion curve: one patch of 8x8
 
 
-def areas(name: str, maps: Tensor, x: Tensor, target: Tensor, replacement: str) -> Row:
-    return metrics.insertion_deletion(
-        model(name), x, maps, target, replacement=replacement, steps=min(STEPS, maps[0].numel())
-    )
+def areas(name: str, maps: Tensor, x: Tensor, target: Tensor, replacement: str, steps: int) -> Row:
+    steps = min(steps, maps[0].numel())
+    return metrics.insertion_deletion(model(name), x, maps, target, replacement=replacement, steps=steps)
 
 
 def faithful(n: int) -> Iterator[Row]:
-    """Table 6.2: insertion and deletion on HiT, its own map against others; "_gap": less HiT's, on the same images.
+    """Table 6.2: insertion and deletion on HiT, a patch a step, its own map against others; "_gap": less HiT's, same images.
 
     "HiT, less the mean class" and "Grad-CAM, signed" are not the thesis's, nor is "random".
     """
@@ -190,7 +188,7 @@ def faithful(n: int) -> Iterator[Row]:
     for replacement in ("zero", "blur"):
         own: Row = {}
         for label, found in maps.items():
-            row = areas(name, found, x, target, replacement)
+            row = areas(name, found, x, target, replacement, 64)
             own = own or row
             gaps = {f"{k}_gap": metrics.difference(row[k], own[k]) for k in AREAS if row is not own}
             values = {k: row[k] for k in AREAS} | gaps
@@ -207,14 +205,14 @@ ACROSS = {  # network -> the maps that Fig. 6.3 compares
 
 
 def nauc(n: int) -> Iterator[Row]:
-    """Fig. 6.3: the normalised areas of maps on different networks."""
+    """Fig. 6.3: the normalised areas of maps on different networks, in 32 steps whatever the number of patches."""
     for name, labels in ACROSS.items():
         x, _ = images_of(name, n)
         target = predicted(model(name), x)
         for label in labels:
             maps = MAPS[label](model(name), x, target)
             for replacement in ("zero", "blur"):
-                row = areas(name, maps, x, target, replacement)
+                row = areas(name, maps, x, target, replacement, 32)
                 values = {key.replace(" nAUC", "_nauc"): row[key] for key in row if "nAUC" in key}
                 yield {"model": name, "map": label, "replacement": replacement, **values, "n": len(x)}
 

@@ -167,8 +167,11 @@ def check_hit_shortcut(rows: list[dict]) -> None:
         ("shortcut", "HiT"),
         ("shortcut", "HiT, change by the glasses"),
     ]
-    assert all(0 <= r["share_absolute"].mean <= 1 and 0 < r["area"] < 0.6 for r in maps)
-    assert all(("glasses_effect" in r) == (r["map"] == "HiT") for r in maps)
+    assert len(maps) == 2 * 6
+    for row in maps:
+        assert 0 <= row["share_absolute"].mean <= 1 and 0 <= row["mouth_absolute"].mean <= 1
+        assert ("glasses_effect" in row) == (row["map"] == "HiT")
+        assert 0.1 < row["area"] < 0.8 and 0 < row["mouth_area"] < 0.5, "of 4x4 patches"
     told = [r for r in rows if r["part"] == "DiME"]
     assert [(r["network"], r["images"]) for r in told] == [
         ("shortcut", "glasses on"),
@@ -177,7 +180,7 @@ def check_hit_shortcut(rows: list[dict]) -> None:
         ("fair", "mixed"),
     ]
     for row in told:
-        assert ("change" in row) == (row["images"] != "mixed")
+        assert 0 <= row["change_mouth"].mean <= 1 and row["share_absolute"].n == 6
         gap = row["spearman_absolute"].mean - row["spearman_shuffled_absolute"].mean
         assert row["spearman_gap_absolute"].mean == pytest.approx(gap)
 
@@ -235,10 +238,8 @@ def test_the_cascade_goes_from_the_output_down_and_leaves_the_network_alone(phot
 
 
 def test_new_weights_have_the_size_of_the_old_ones() -> None:
-    parameter = torch.nn.Parameter(
-        3 + 0.5 * torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
-    )
-    old = parameter.detach().clone()
+    parameter = 3 + 0.5 * torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
+    old = parameter.clone()
     hit_probes._draw_anew(parameter, torch.Generator().manual_seed(1))
     assert float(parameter.mean()) == pytest.approx(3, abs=0.02)
     assert float(parameter.std()) == pytest.approx(0.5, rel=0.02)
@@ -309,6 +310,16 @@ def test_a_training_is_the_same_twice_and_learns() -> None:
     assert loss[1] < loss[0] - 0.05
     binary = torch.nn.functional.one_hot(wanted).float()
     assert hit_trained.trained(arch, images, binary, 1, seed=1)(x).shape == (200, 2)
+
+
+def test_regions_are_where_glasses_and_mouths_are() -> None:
+    _, factors = dime_study.faces("test", "smile", 6)
+    found = hit_trained.regions_of(factors)
+    for name, region in (("glasses", "eyes"), ("mouth", "mouth")):
+        mask = dime_study.region_mask(region).bool().view(64, 64)
+        assert found[name].shape == (6, 64, 64) and found[name].any((1, 2)).all()
+        assert (found[name] & mask).sum() > 0.9 * found[name].sum(), name
+    assert not (found["glasses"] & found["mouth"]).any()
 
 
 def test_the_shortcut_hit_is_a_two_class_classifier_of_smiles() -> None:
