@@ -62,7 +62,6 @@ from cfx_lib.learn.compare import (
 )
 from cfx_lib.learn.measure import chance
 from cfx_lib.methods.posthoc import attention_rollout, grad_cam, integrated_gradients
-from cfx_lib.metrics import ground_truth
 from cfx_lib.train import hit as training
 from cfx_lib.types import Step
 from cfx_lib.worlds import fashion, personas
@@ -809,9 +808,10 @@ results.show_table(tested)
 # %%
 bare_x, bare_factors = dime_study.bare_frowning(FACES)
 glasses_x = personas.render(bare_factors.replace(eyewear="eyeglasses"))
-region = hit_probes.patches_of(
-    ground_truth.edit_region(bare_x, glasses_x), hit.hit_of(yours).grid
-)  # patches that glasses touch
+grid = hit.hit_of(yours).grid
+places = {
+    name: hit_probes.patches_of(where, grid) for name, where in hit_trained.regions_of(bare_factors).items()
+}
 smiling = torch.ones(len(bare_x), dtype=torch.long)
 HITS = {"fair": faces_net, "yours": yours}
 glasses_maps = {who: hit.contribution_map(c, glasses_x, smiling) for who, c in HITS.items()}
@@ -829,23 +829,25 @@ display(
 )  # fmt: skip
 
 
-def on_glasses(maps, kind="absolute"):
-    """The share of each map on the patches that glasses touch."""
-    return metrics.ratio(*hit_probes.on_region(maps, region, kind))
+def lies_on(maps, name, kind="absolute"):
+    """The share of each map on the patches that the glasses (or the mouth) touch."""
+    return metrics.ratio(*hit_probes.on_region(maps, places[name], kind))
 
 
-area = float(hit_probes.chance_of(region).mean())
+area = {name: float(hit_probes.chance_of(where).mean()) for name, where in places.items()}
 on_top = {
-    who: metrics.rate(region.flatten(1).gather(1, m.flatten(1).argmax(1, keepdim=True))[:, 0])
+    who: metrics.rate(places["glasses"].flatten(1).gather(1, m.flatten(1).argmax(1, keepdim=True))[:, 0])
     for who, m in glasses_maps.items()
 }
 pointing = [
     {
         "network": who,
-        "share of |terms| on the glasses": on_glasses(m),
-        "share of the positive ones": on_glasses(m, "positive"),
+        "share of |terms| on the glasses": lies_on(m, "glasses"),
+        "... of the positive ones": lies_on(m, "glasses", "positive"),
         "the largest term is on them": on_top[who],
-        "share of the area": f"{area:.1%}",
+        "their share of the area": f"{area['glasses']:.1%}",
+        "share of |terms| on the mouth": lies_on(m, "mouth"),
+        "its share of the area": f"{area['mouth']:.1%}",
         "P(smile) by putting glasses on": metrics.average(
             chance(HITS[who], glasses_x, smiling) - chance(HITS[who], bare_x, smiling)
         ),
@@ -857,8 +859,8 @@ results.show_table(pointing)
 shortcut_full = stored("hit_shortcut")
 if shortcut_full:
     say("**Stored**, a HiT trained for longer on all biased faces, beside other maps of it:")
-    results.show_table(only(shortcut_full, part="map"), {"network": "network", "map": "map", "share_absolute": "share of |map| on the glasses", "share_positive": "of its positive part",
-                       "top_patch": "largest value on them", "area": "their area", "glasses_effect": "P(smile) by glasses", "accuracy": "accuracy, fair faces", "n": "faces"})  # fmt: skip
+    results.show_table(only(shortcut_full, part="map"), {"network": "network", "map": "map", "share_absolute": "share of |map| on the glasses", "share_positive": "of its positive part", "area": "their area", "mouth_absolute": "share of |map| on the mouth", "mouth_area": "its area",
+                       "top_patch": "largest value on the glasses", "glasses_effect": "P(smile) by glasses", "accuracy": "accuracy, fair faces", "n": "faces"})  # fmt: skip
 
 
 def mapped(metric, network="shortcut", name="HiT"):
@@ -871,7 +873,7 @@ if shortcut_full:
     share_shortcut, share_fair = mapped("share_absolute"), mapped("share_absolute", "fair")
 else:
     top_shortcut, top_fair = on_top["yours"], on_top["fair"]
-    share_shortcut, share_fair = (on_glasses(glasses_maps[who]) for who in ("yours", "fair"))
+    share_shortcut, share_fair = (lies_on(glasses_maps[who], "glasses") for who in ("yours", "fair"))
 claim("HiT gives the cheater away: more of the shortcut network's map than of the fair one's lies on the glasses", "this course", less(share_fair, share_shortcut))  # fmt: skip
 claim(
     "... its largest term lies on them for more than half of the faces",
@@ -879,9 +881,11 @@ claim(
     less(0.5, top_shortcut),
 )
 claim("... and it does so more often than the fair one's", "this course", less(top_fair, top_shortcut))
+fair_mouth = mapped("mouth_absolute", "fair") if shortcut_full else lies_on(glasses_maps["fair"], "mouth")
+claim("More of the fair one's map lies on the mouth than the mouth's share of the area", "this course", less(area["mouth"], fair_mouth))  # fmt: skip
 if shortcut_full:
-    claim("... more of HiT's own map than of Grad-CAM's lies on the glasses", "this course", less(mapped("share_absolute", name="Grad-CAM"), share_shortcut))  # fmt: skip
-    claim("... more of HiT's own map than of the attention lies on the glasses", "this course", less(mapped("share_absolute", name="rollout"), share_shortcut))  # fmt: skip
+    claim("In the shortcut network more of HiT's own map than of Grad-CAM's lies on the glasses", "this course", less(mapped("share_absolute", name="Grad-CAM"), share_shortcut))  # fmt: skip
+    claim("... and more than of the attention", "this course", less(mapped("share_absolute", name="rollout"), share_shortcut))  # fmt: skip
 
 # %% [markdown]
 # Look at the *difference*, too. Same face, glasses on and off: which terms change, and do those on the glasses make up the change of
@@ -894,7 +898,7 @@ for who, c in HITS.items():
     with torch.no_grad():
         jump = (c(glasses_x) - c(bare_x))[:, 1]
     assert float((moved.flatten(1).sum(1) - jump).abs().max()) < 1e-3  # the sum is exact for both pictures
-    there = (moved * region).flatten(1).sum(1)
+    there = (moved * places["glasses"]).flatten(1).sum(1)
     changes.append(
         {
             "network": who,
@@ -949,8 +953,8 @@ if agreed:
     say(
         "**Stored**, on more faces. The *gap* compares with the map of another face: eyes are above mouths on every face, which alone makes maps alike."
     )
-    results.show_table(agreed, {"network": "network", "images": "faces", "flip_rate": "flip rate", "eyeglasses_changed": "glasses changed", "smile_changed": "smile changed", "change": "share of DiME's change on the glasses",
-                       "share_absolute": "share of |map| on them", "spearman_absolute": "rank correlation", "spearman_shuffled_absolute": "with another face", "spearman_gap_absolute": "gap", "n": "faces"})  # fmt: skip
+    results.show_table(agreed, {"network": "network", "images": "faces", "flip_rate": "flip rate", "eyeglasses_changed": "glasses changed", "smile_changed": "smile changed", "change": "DiME's change on the glasses", "change_mouth": "on the mouth",
+                       "share_absolute": "|map| on the glasses", "mouth_absolute": "on the mouth ", "spearman_absolute": "rank correlation", "spearman_shuffled_absolute": "with another face", "spearman_gap_absolute": "gap", "n": "faces"})  # fmt: skip
     fair_gap, cheat_gap = (
         value(shortcut_full, "spearman_gap_absolute", part="DiME", network=w, images=i)
         for w, i in (("fair", "mixed"), ("shortcut", "glasses on"))
