@@ -156,6 +156,7 @@ def stairs(
             (tops[-1], f"{end} {tops[-1]:.2f}", 0.02, "left"),
         ):
             place = {"xycoords": ("axes fraction", "data"), "ha": align, "va": "bottom", "fontsize": 8}
+            place["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
             ax.annotate(text, (side, y), **place)
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("patches, the largest contribution first")
