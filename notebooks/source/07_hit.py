@@ -932,9 +932,17 @@ made = {
     ).explain(asked_x[who], asked_for[who], progress=False)
     for who, c in HITS.items()
 }
+judge = zoo.load("personas/oracle")
+alike_here = []
 for who, r in made.items():
     left = hit.contribution_map(HITS[who], r.x, 1 - r.target)
     edit = hit_probes.change_map(r.x, r.x_cf, left.shape[1:])
+    thing = "mouth" if who == "fair" else "glasses"
+    seen = judge.for_attribute("smile" if who == "fair" else "eyeglasses")
+    other = seen.predict(r.x) != seen.predict(r.x_cf)
+    same_place = hit_probes.agreement(left.abs(), edit)
+    alike_here.append({"network": who, "flipped": metrics.flip_rate(r), f"the judge sees another {thing}": metrics.rate(other),
+                       "rank correlation of |map| and DiME's change": same_place["spearman"], "with another face": same_place["spearman_shuffled"]})  # fmt: skip
     display(
         plots.image_rows(
             {
@@ -946,14 +954,17 @@ for who, r in made.items():
             titles={
                 "its map": [f"{'smiling' if t == 0 else 'frowning'}: why" for t in r.target.tolist()],
                 "DiME": [
-                    f"→ {'smiling' if t else 'frowning'}\nP = {v:.2f}"
-                    for t, v in zip(r.target.tolist(), chance(HITS[who], r.x_cf, r.target))
+                    f"→ {'smiling' if t else 'frowning'}\nP = {v:.2f}\n{thing}: {'other' if o else 'as before'}"
+                    for t, v, o in zip(r.target.tolist(), chance(HITS[who], r.x_cf, r.target), other.tolist())
                 ],
             },
             title=f"{'personas/hit' if who == 'fair' else 'Your HiT'}: the terms of its answer, and what DiME changes to undo it",
-            size=1.5,
+            size=1.3,
         )
     )
+say("**This run**:")
+for row in alike_here:
+    results.show_table([row])
 agreed = only(shortcut_full, part="DiME")
 if agreed:
     say(
