@@ -392,7 +392,7 @@ def _hidden(classifier: Map, x: Tensor, target: Tensor, patch: int, colour: floa
                 0 if how == "black" else colour
             )
             if how == "kept":
-                kept = torch.full_like(x, colour)
+                kept = torch.zeros_like(x) + colour
                 where = (
                     slice(None),
                     slice(None),
@@ -454,7 +454,7 @@ def _(answer: Callable) -> None:
 
 def deletion_curve(classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: float) -> Tensor:
     """P(target) while patches are painted, most salient first: x (N,C,H,W), maps (N,h,w) -> (N, h w + 1)."""
-    return _curve(classifier, x, maps, target, colour)
+    return _curve(classifier, x, maps.to(x.device), target, colour)
 
 
 def _curve(classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: float, how: str = "") -> Tensor:
@@ -472,7 +472,7 @@ def _curve(classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: flo
     for k in range(maps[0].numel() + 1):
         hidden = place == k - 1 if how == "one by one" else place < k
         hidden = ~hidden if how == "insertion" else hidden
-        out = classifier(torch.where(hidden, torch.full_like(x, colour), x))
+        out = classifier(torch.where(hidden, torch.zeros_like(x) + colour, x))
         out = out if how == "logit" else out.softmax(1)
         curve.append(out.amax(1) if how == "largest" else out.gather(1, target[:, None])[:, 0])
     curve = torch.stack(curve, 1)
