@@ -1103,9 +1103,28 @@ claim(
 )
 
 # %% [markdown]
-# Integrated gradients sum to a logit as well: to the difference of the logits of the picture and of an empty one, by an integral over
+# Integrated gradients sum to a logit as well: to the difference of the logits of the picture and of an *empty* one, by an integral over
 # many pictures between the two. HiT's terms cost one pass.
-#
+
+# %%
+if less(0.0, faithful("insertion", "integrated gradients")) == REPRODUCED:
+    say(
+        "**Integrated gradients win on a network that was built to be read.** No contradiction: insertion and deletion ask what happens when patches are *painted*, and integrated gradients "
+        "compare with just that empty picture. A term of the sum says what a patch did while all others were there (section 6)."
+    )
+if faithful_full:
+    ranks = {
+        who: value(faithful_full, "insertion", map=who, replacement="zero") for who in ("Grad-CAM", "random")
+    }
+else:
+    ranks = {who: value(here, "insertion", map=who) for who in ("Grad-CAM", "random")}
+if less(ranks["Grad-CAM"], ranks["random"]) == REPRODUCED:
+    say(
+        f"And Grad-CAM is *worse than chance* here (insertion {ranks['Grad-CAM']}, chance {ranks['random']}): it weighs the channels of all patches alike, as for the maps of a convolution, "
+        "while a HiT weighs each patch by its attention."
+    )
+
+# %% [markdown]
 # ### Fig. 6.3: across networks
 #
 # Can maps of *different* networks be compared? Their probabilities differ, so the thesis divides the area by the largest value
