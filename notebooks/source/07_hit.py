@@ -51,6 +51,7 @@ from cfx_lib import hit, metrics, zoo
 from cfx_lib.bench import dime_study, hit_probes, hit_trained, results
 from cfx_lib.learn import exercise, hint, hits, mode, plots, progress, say, show, solution, widgets  # noqa: F401
 from cfx_lib.learn.compare import (
+    INCONCLUSIVE,
     NEEDS_GPU,
     NOT_REPRODUCED,
     REPRODUCED,
@@ -1218,9 +1219,16 @@ if accuracy_full:
     say(
         "**Stored**: accuracy, size and speed of the shipped networks (one thread of the machine named above), and the paper's numbers:"
     )
-    results.show_table(only(accuracy_full, kind="measured"), {"model": "network", "accuracy": "accuracy", "gap": "... less the HiT's", "params": "parameters", "macs": "multiply-adds", "ms_1": "ms an image, alone",
+    told = [
+        row | {name: f"{row[name]:,}" for name in ("macs", "params") if name in row} for row in accuracy_full
+    ]
+    told = [
+        row | ({"paper_accuracy": f"{row['paper_accuracy']:.1%}"} if "paper_accuracy" in row else {})
+        for row in told
+    ]
+    results.show_table(only(told, kind="measured"), {"model": "network", "accuracy": "accuracy", "gap": "... less the HiT's", "params": "parameters", "macs": "multiply-adds", "ms_1": "ms an image, alone",
                        "ms_64": "in a batch of 64", "contributions_ratio": "terms / forward", "n": "images"})  # fmt: skip
-    results.show_table(only(accuracy_full, kind="counted"), {"model": "network", "macs": "multiply-adds", "params": "parameters", "paper_accuracy": "paper: ImageNet"})  # fmt: skip
+    results.show_table(only(told, kind="counted"), {"model": "network", "macs": "multiply-adds", "params": "parameters", "paper_accuracy": "paper: ImageNet"})  # fmt: skip
 
     def accurate(metric, name):
         """One entry of the stored table of the shipped networks."""
@@ -1259,7 +1267,11 @@ if tokens_full:
             logy=True,
         )
     )
-    results.show_table(tokens_full, {"model": "network", "tokens": "patches", "macs": "multiply-adds", "attention_macs": "... of scores and sums", "flops": "seen by a counter (2 an addition and multiplication)", "ms": "ms an image"})  # fmt: skip
+    told = [
+        row | {name: f"{row[name]:,.0f}" for name in ("macs", "attention_macs", "flops")}
+        for row in tokens_full
+    ]
+    results.show_table(told, {"model": "network", "tokens": "patches", "macs": "multiply-adds", "attention_macs": "... of scores and sums", "flops": "seen by a counter (2 an addition and multiplication)", "ms": "ms an image"})  # fmt: skip
     least, most = (only(tokens_full, tokens=t) for t in (64, 1024))
     growth = {who: value(most, "macs", model=who) / value(least, "macs", model=who) for who in ("HiT", "ViT")}
     say(
@@ -1422,7 +1434,11 @@ if ablation_full:
             title="Table 6.3: the thesis (ImageNet, 300 or 600 epochs) and here (two trainings each)",
         )
     )
-    results.show_table(mean_rows, {"pool": "pooling", "loss": "loss", "steps": "steps", "accuracy": "accuracy", "gap": "... less the first", "macs": "multiply-adds", "params": "parameters", "paper": "paper", "n": "images"})  # fmt: skip
+    told = [
+        row | {"paper": f"{row['paper']:.1%}", "macs": f"{row['macs']:,}", "params": f"{row['params']:,}"}
+        for row in mean_rows
+    ]
+    results.show_table(told, {"pool": "pooling", "loss": "loss", "steps": "steps", "accuracy": "accuracy", "gap": "... less the first", "macs": "multiply-adds", "params": "parameters", "paper": "paper", "n": "images"})  # fmt: skip
     say(
         "The single trainings (the intervals above are those of the test images, and do not know of the luck of a training):"
     )
