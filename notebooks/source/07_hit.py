@@ -1445,6 +1445,7 @@ if sanity_full:
 # blurred). And it trains longer, and with the binary cross-entropy (BCE).
 
 # %%
+POOLING = {"none": "no pooling", "avg": "average", "conv": "convolution"}
 ablation_full = stored("hit_ablation") if small else []
 if ablation_full:
     mean_rows = only(ablation_full, seed="mean")
@@ -1452,14 +1453,14 @@ if ablation_full:
         plots.interval_bars(
             [
                 (
-                    f"{row['pool']} pooling, {row['loss']}, {row['steps']} steps",
+                    f"{POOLING[row['pool']]}, {row['loss']}, {row['steps']} steps",
                     row.get("paper"),
                     row["accuracy"],
                 )
                 for row in mean_rows
             ],
             xlabel="accuracy",
-            title="Table 6.3: the thesis (ImageNet, 300 or 600 epochs) and here (two trainings each)",
+            title="Table 6.3: the thesis (ImageNet) and here",
         )
     )
     told = [
@@ -1529,7 +1530,7 @@ if small:
                 for n in range(pooled_layers.shape[1])
             },
             titles={"all layers": [names[c] for c in pooled_said.tolist()]},
-            title=f"`fashion/hit-pool`: {fine.grid[0]} x {fine.grid[1]} patches, averaged between the layers",
+            title=f"fashion/hit-pool: {fine.grid[0]} x {fine.grid[1]} patches, averaged between the layers",
             size=1.1,
         )
     )
