@@ -11,7 +11,6 @@ the sum. Importing this module registers the architectures with timm (see :mod:`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,13 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from cfx_lib.checks import check_target
-from cfx_lib.hit_layers import HinderedBlock, Pool, Tokenised, Used
-from cfx_lib.hit_models import Intermediate, counts
-from cfx_lib.zoo.files import load_into
+from cfx_lib.hit_layers import POOLS, HinderedBlock, Pool, Tokenised, Used, describe, stage_sizes
+from cfx_lib.hit_models import Intermediate, counts, load_released
 
 __all__ = ["HiT", "Intermediate", "contribution_map", "contributions", "counts", "hit_of", "load_released"]
 
-POOLS = (None, "avg", "conv")
 CHUNK = 16  # images at a time for a map
 
 
@@ -60,7 +57,7 @@ class HiT(Tokenised):
         proj_drop_rate: float = 0.0,
         drop_rate: float = 0.0,
     ) -> None:
-        depths, dims = _stages(pool, depth, embed_dim, depths, dims, num_heads)
+        depths, dims = stage_sizes(pool, depth, embed_dim, depths, dims, num_heads)
         super().__init__(img_size, patch_size, in_chans, num_classes, dims[0], dims[-1], drop_rate)
         if any(side % 2 ** (len(depths) - 1) for side in self.grid):
             raise ValueError(
@@ -199,8 +196,8 @@ class HiT(Tokenised):
 
     def check_weights(self, weights: Mapping[str, Tensor], source: Any = "the checkpoint") -> None:
         """Raises ValueError when weights are those of another variant; says what differs."""
-        own, given = _describe(self.state_dict()), _describe(weights)
-        if not given.get("layers"):
+        own, given = describe(self.state_dict()), describe(weights)
+        if "layers" not in given or any(".attn.qkv." in key for key in weights):
             raise ValueError(
                 f"{source} holds no HiT of this library (its tensors: {', '.join(list(weights)[:3])}, ...). "
                 "Use cfx_lib.hit.load_released for the authors' checkpoints, and timm for a ViT."
@@ -215,66 +212,10 @@ class HiT(Tokenised):
             )
 
 
-def _stages(
-    pool: str | None,
-    depth: int,
-    dim: int,
-    depths: Sequence[int] | None,
-    dims: Sequence[int] | None,
-    num_heads: int,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Layers and channels of each stage; raises ValueError for those that do not fit together."""
-    if pool not in POOLS:
-        raise ValueError(f"pool is {pool!r}; expected None, 'avg' or 'conv'.")
-    if pool is None:
-        if depths is not None or dims is not None:
-            raise ValueError(
-                "depths and dims are for pool='avg' or 'conv'; without pooling give depth and embed_dim."
-            )
-        depths, dims = (depth,), (dim,)
-    depths = tuple(depths) if depths is not None else (4, 4, 4)
-    dims = tuple(dims) if dims is not None else (dim,) * len(depths)
-    if len(dims) != len(depths) or min(depths, default=0) < 1:
-        raise ValueError(
-            f"depths {depths} and dims {dims}; expected one of each, at least 1, for every stage."
-        )
-    if any(width < 1 or width % num_heads for width in dims):
-        raise ValueError(
-            f"{num_heads} heads do not divide the width {dims}; expected a divisor of every width."
-        )
-    return depths, dims
-
-
-def _describe(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a state dict tells of its variant; keys that it does not tell are left out."""
-    facts: dict[str, Any] = {}
-    norms = sorted(
-        (int(key.split(".")[1]), weights[key].shape[0])
-        for key in weights
-        if re.fullmatch(r"blocks\.\d+\.norm1\.weight", key)
-    )
-    if "layout" in weights:
-        pool, heads, *depths = weights["layout"].tolist()
-        facts |= {"pool": POOLS[pool], "heads": heads, "layers in each stage": tuple(depths)}
-    if norms:
-        facts |= {"layers": len(norms), "widths": tuple(dict.fromkeys(width for _, width in norms))}
-    if "patch_embed.proj.weight" in weights:
-        _, channels, _, patch = weights["patch_embed.proj.weight"].shape
-        facts |= {"channels": channels, "patch size": patch}
-    for name, key, size in (
-        ("MLP width", "blocks.0.mlp.fc1.bias", 0),
-        ("patches", "pos_embed", 1),
-        ("classes", "head.bias", 0),
-    ):
-        if key in weights:
-            facts[name] = weights[key].shape[size] - (name == "patches")
-    return facts
-
-
 def _check_before_loading(model: HiT, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-    model.check_weights(
-        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    )
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if any(key.startswith("blocks.") for key in own):  # a head alone may be loaded with strict=False
+        model.check_weights(own)
 
 
 @contextmanager
@@ -354,80 +295,3 @@ def contribution_map(classifier: Any, x: Tensor, target: Tensor | None = None) -
         parts = contributions(classifier, x[rows]).sum(1)  # (n, patches, classes)
         maps.append(parts.take_along_dim(chosen.view(-1, 1, 1), 2).view(-1, *model.grid))
     return torch.cat(maps)
-
-
-# ---------------------------------------------------------------------------------------------------- released weights
-
-RENAMED = (  # the authors' names -> ours
-    (r"^class_token$", "cls_token"),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.ln\.", "norm."),
-    (r"^heads\.head\.", "head."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.self_attention\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.0\.", ".mlp.fc1."),
-    (r"\.mlp\.3\.", ".mlp.fc2."),
-)
-LAYER = re.compile(r"^encoder\.layers\.(?:block_(\d+)\.)?encoder_layer_(\d+)")
-
-
-def load_released(weights: Mapping[str, Tensor], num_heads: int | None = None) -> HiT:
-    """The HiT of a checkpoint in the authors' parameter names, in eval mode and in the checkpoint's precision.
-
-    Sizes, classes and pooling are read off the tensors; stages ("block_0", ...) mean average pooling. `num_heads` is
-    in no tensor: the default is one head for 64 channels, as in HiT-S and HiT-B. The unused MLP and norm of the last
-    layer are dropped. Raises ValueError for tensors that are missing or that this HiT has no place for.
-    """
-    layers = sorted({(int(m[1] or 0), int(m[2])) for key in weights if (m := LAYER.match(key))})
-    missing = [
-        key
-        for key in ("conv_proj.weight", "encoder.pos_embedding", "heads.head.weight")
-        if key not in weights
-    ]
-    if missing or not layers:
-        raise ValueError(
-            f"the checkpoint lacks {', '.join(missing) or 'encoder.layers.*'}; expected the authors' HiT. "
-            "Weights saved by this library are loaded with zoo.load or model.load_state_dict."
-        )
-    dim, channels, _, patch = weights["conv_proj.weight"].shape
-    side = round((weights["encoder.pos_embedding"].shape[1] - 1) ** 0.5) * patch
-    size = {"img_size": side, "patch_size": patch, "in_chans": channels}
-    size |= {"num_classes": len(weights["heads.head.weight"]), "num_heads": num_heads or max(1, dim // 64)}
-    names = {pair: number for number, pair in enumerate(layers)}
-    stem = next(LAYER.match(key) for key in weights if LAYER.match(key))
-    size["mlp_ratio"] = (
-        weights[f"{stem[0]}.mlp.0.weight"].shape[0] / weights[f"{stem[0]}.mlp.0.weight"].shape[1]
-    )
-    if stem[1] is None:
-        size |= {"embed_dim": dim, "depth": len(layers)}
-    else:
-        blocks = [block for block, _ in layers]
-        first = [f"encoder.layers.block_{block}.encoder_layer_0.ln_1.weight" for block in sorted(set(blocks))]
-        size |= {"pool": "avg", "depths": [blocks.count(b) for b in sorted(set(blocks))]}
-        size |= {"dims": [len(weights[key]) for key in first]}
-    model = HiT(**size).to(weights["class_token"].dtype)
-    ours = dict(_renamed(weights, names)) | {"layout": model.layout}
-    load_into(model, ours, "the authors' checkpoint")
-    return model.eval()
-
-
-def _renamed(
-    weights: Mapping[str, Tensor], names: Mapping[tuple[int, int], int]
-) -> Iterator[tuple[str, Tensor]]:
-    for key, value in weights.items():
-        match = LAYER.match(key)
-        if match:
-            number = names[int(match[1] or 0), int(match[2])]
-            if number == len(names) - 1 and re.search(r"\.(mlp|ln_2)\.", key):
-                continue  # nothing reads the last layer's patches
-            key = f"blocks.{number}" + key[match.end() :]
-        for pattern, ours in RENAMED:
-            key = re.sub(pattern, ours, key)
-        if ".self_attention.in_proj_" in key:  # [Q; K; V]
-            stem, kind = key.split("self_attention.in_proj_")
-            q, kv = value.split([len(value) // 3, 2 * len(value) // 3])
-            yield f"{stem}attn.q.{kind}", q
-            yield f"{stem}attn.kv.{kind}", kv
-        else:
-            yield key, value

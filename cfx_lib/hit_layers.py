@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Mlp, PatchEmbed, trunc_normal_
 from timm.layers.helpers import to_2tuple
 from torch import Tensor, nn
 
-__all__ = ["ClassAttention", "HinderedBlock", "IntermediateBlock", "Pool", "Tokenised", "Used"]
+__all__ = [
+    "ClassAttention",
+    "HinderedBlock",
+    "IntermediateBlock",
+    "Pool",
+    "Tokenised",
+    "Used",
+    "describe",
+    "stage_sizes",
+]
 
+POOLS = (None, "avg", "conv")
 EPS = 1e-6  # of every LayerNorm
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what DeiT's recipe normalises with
 
@@ -58,6 +70,7 @@ class HinderedBlock(nn.Module):
     """One layer of HiT (thesis, Eq. 6.7): attention moves the class token, the MLP moves each patch by itself.
 
     One LayerNorm serves query and patches. The `last` layer has no MLP: nothing would read the patches after it.
+    Post-hoc methods find a layer's patch tokens, normalised, (N,P,d), at the input of `attn.kv`.
     """
 
     def __init__(self, dim: int, num_heads: int, hidden: int, drops: tuple[float, float], last: bool) -> None:
@@ -211,3 +224,62 @@ class Tokenised(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed", "cls_token"}
+
+
+# ---------------------------------------------------------------------------------------------------- variants
+
+
+def stage_sizes(
+    pool: str | None,
+    depth: int,
+    dim: int,
+    depths: Sequence[int] | None,
+    dims: Sequence[int] | None,
+    num_heads: int,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Layers and channels of each stage; raises ValueError for those that do not fit together."""
+    if pool not in POOLS:
+        raise ValueError(f"pool is {pool!r}; expected None, 'avg' or 'conv'.")
+    if pool is None:
+        if depths is not None or dims is not None:
+            raise ValueError(
+                "depths and dims are for pool='avg' or 'conv'; without pooling give depth and embed_dim."
+            )
+        depths, dims = (depth,), (dim,)
+    depths = tuple(depths) if depths is not None else (4, 4, 4)
+    dims = tuple(dims) if dims is not None else (dim,) * len(depths)
+    if len(dims) != len(depths) or min(depths, default=0) < 1:
+        raise ValueError(
+            f"depths {depths} and dims {dims}; expected one of each, at least 1, for every stage."
+        )
+    if any(width < 1 or width % num_heads for width in dims):
+        raise ValueError(
+            f"{num_heads} heads do not divide the width {dims}; expected a divisor of every width."
+        )
+    return depths, dims
+
+
+def describe(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a state dict tells of its variant; keys that it does not tell are left out."""
+    facts: dict[str, Any] = {}
+    norms = sorted(
+        (int(key.split(".")[1]), weights[key].shape[0])
+        for key in weights
+        if re.fullmatch(r"blocks\.\d+\.norm1\.weight", key)
+    )
+    if "layout" in weights:
+        pool, heads, *depths = weights["layout"].tolist()
+        facts |= {"pool": POOLS[pool], "heads": heads, "layers in each stage": tuple(depths)}
+    if norms:
+        facts |= {"layers": len(norms), "widths": tuple(dict.fromkeys(width for _, width in norms))}
+    if "patch_embed.proj.weight" in weights:
+        _, channels, _, patch = weights["patch_embed.proj.weight"].shape
+        facts |= {"channels": channels, "patch size": patch}
+    for name, key, size in (
+        ("MLP width", "blocks.0.mlp.fc1.bias", 0),
+        ("patches", "pos_embed", 1),
+        ("classes", "head.bias", 0),
+    ):
+        if key in weights:
+            facts[name] = weights[key].shape[size] - (name == "patches")
+    return facts

@@ -1,4 +1,4 @@
-"""HiT's architectures as timm knows them, the intermediate model of Eq. 6.6, and the counts of Table 6.1.
+"""HiT's architectures as timm knows them, the intermediate model of Eq. 6.6, counts, and the authors' checkpoints.
 
 Importing this module (`from cfx_lib import HiT` does) registers the names with timm:
 `timm.create_model("hit_small_patch16_224", num_classes=10, img_size=64, patch_size=8)` takes every argument of HiT.
@@ -7,7 +7,8 @@ There are no weights on the hub: load the authors' with `cfx_lib.hit.load_releas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from cfx_lib.hit_layers import MEAN, STD, IntermediateBlock, Tokenised
 
-__all__ = ["Intermediate", "counts"]
+__all__ = ["Intermediate", "counts", "load_released"]
 
 
 class Intermediate(Tokenised):
@@ -116,6 +117,86 @@ def _pool_macs(pool: nn.Module, patches: int) -> int:
     """`patches` are those after the pooling. The class token passes the linear map, as patches do after a mean."""
     linear = pool.proj.weight.numel() if isinstance(pool.proj, nn.Linear) else 0
     return linear + patches * (pool.conv.weight.numel() if pool.conv is not None else linear)
+
+
+# ---------------------------------------------------------------------------------------------------- released weights
+
+RENAMED = (  # the authors' names -> ours
+    (r"^class_token$", "cls_token"),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^heads\.head\.", "head."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+)
+LAYER = re.compile(r"^encoder\.layers\.(?:block_(\d+)\.)?encoder_layer_(\d+)")
+
+
+def load_released(weights: Mapping[str, Tensor], num_heads: int | None = None) -> Tokenised:
+    """The HiT of a checkpoint in the authors' parameter names, in eval mode and in the checkpoint's precision.
+
+    Sizes, classes and pooling are read off the tensors; stages ("block_0", ...) mean average pooling. `num_heads` is
+    in no tensor: the default is one head for 64 channels, as in HiT-S and HiT-B. The unused MLP and norm of the last
+    layer are dropped. Raises ValueError for tensors that are missing or that this HiT has no place for.
+    """
+    layers = sorted({(int(m[1] or 0), int(m[2])) for key in weights if (m := LAYER.match(key))})
+    missing = [
+        key
+        for key in ("conv_proj.weight", "encoder.pos_embedding", "heads.head.weight")
+        if key not in weights
+    ]
+    if missing or not layers:
+        raise ValueError(
+            f"the checkpoint lacks {', '.join(missing) or 'encoder.layers.*'}; expected the authors' HiT. "
+            "Weights saved by this library are loaded with zoo.load or model.load_state_dict."
+        )
+    from cfx_lib.hit import HiT
+    from cfx_lib.zoo.files import load_into
+
+    dim, channels, _, patch = weights["conv_proj.weight"].shape
+    side = round((weights["encoder.pos_embedding"].shape[1] - 1) ** 0.5) * patch
+    size = {"img_size": side, "patch_size": patch, "in_chans": channels}
+    size |= {"num_classes": len(weights["heads.head.weight"]), "num_heads": num_heads or max(1, dim // 64)}
+    names = {pair: number for number, pair in enumerate(layers)}
+    stem = next(LAYER.match(key) for key in weights if LAYER.match(key))
+    size["mlp_ratio"] = (
+        weights[f"{stem[0]}.mlp.0.weight"].shape[0] / weights[f"{stem[0]}.mlp.0.weight"].shape[1]
+    )
+    if stem[1] is None:
+        size |= {"embed_dim": dim, "depth": len(layers)}
+    else:
+        blocks = [block for block, _ in layers]
+        first = [f"encoder.layers.block_{block}.encoder_layer_0.ln_1.weight" for block in sorted(set(blocks))]
+        size |= {"pool": "avg", "depths": [blocks.count(b) for b in sorted(set(blocks))]}
+        size |= {"dims": [len(weights[key]) for key in first]}
+    model = HiT(**size).to(weights["class_token"].dtype)
+    ours = dict(_renamed(weights, names)) | {"layout": model.layout}
+    load_into(model, ours, "the authors' checkpoint")
+    return model.eval()
+
+
+def _renamed(
+    weights: Mapping[str, Tensor], names: Mapping[tuple[int, int], int]
+) -> Iterator[tuple[str, Tensor]]:
+    for key, value in weights.items():
+        match = LAYER.match(key)
+        if match:
+            number = names[int(match[1] or 0), int(match[2])]
+            if number == len(names) - 1 and re.search(r"\.(mlp|ln_2)\.", key):
+                continue  # nothing reads the last layer's patches
+            key = f"blocks.{number}" + key[match.end() :]
+        for pattern, ours in RENAMED:
+            key = re.sub(pattern, ours, key)
+        if ".self_attention.in_proj_" in key:  # [Q; K; V]
+            stem, kind = key.split("self_attention.in_proj_")
+            q, kv = value.split([len(value) // 3, 2 * len(value) // 3])
+            yield f"{stem}attn.q.{kind}", q
+            yield f"{stem}attn.kv.{kind}", kv
+        else:
+            yield key, value
 
 
 # ---------------------------------------------------------------------------------------------------- timm

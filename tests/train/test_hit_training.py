@@ -17,9 +17,11 @@ from PIL import Image
 from torch import nn
 
 from cfx_lib import zoo
-from cfx_lib.hit import HiT, contributions
+from cfx_lib.hit import HiT, contribution_map, contributions
 from cfx_lib.train import __main__ as command
 from cfx_lib.train import hit, hit_cards, hit_folder
+from cfx_lib.train.cards import MARGIN
+from cfx_lib.train.classifier import accuracy
 from cfx_lib.train.loop import Recipe, fit
 from cfx_lib.train.recipes import RECIPES
 from cfx_lib.worlds import fashion, personas
@@ -70,7 +72,8 @@ def test_three_augment_makes_one_of_three(monkeypatch) -> None:  # noqa: ANN001
     solar = torch.isclose(out, hit.solarise(x)).all(3).all(2).all(1)
     rest = out[~gray & ~solar]
     assert min(gray.sum(), solar.sum(), len(rest)) >= 10 and not (gray & solar).any()
-    assert (rest.std((1, 2, 3)) < x[~gray & ~solar].std((1, 2, 3))).all(), "the others are smoother"
+    ratio = rest.std((1, 2, 3)) / x[~gray & ~solar].std((1, 2, 3))
+    assert ratio.max() < 1.0001 and ratio.median() < 0.98, "the others are smoother"
 
 
 def test_jitter_stays_in_range_and_leaves_the_middle_gray_without_strength() -> None:
@@ -259,22 +262,35 @@ def test_shipped_maps_sum_to_the_logits(name: str) -> None:
     assert hit_cards.sum_error(model, x) < 1e-4
 
 
-@pytest.mark.parametrize("name, gate", [("hit", 0.8), ("hit-pool", 0.8), ("vit", 0.8)])
+@pytest.mark.parametrize("name, gate", [("hit", 0.86), ("hit-pool", 0.82), ("vit", 0.82)])
 def test_shipped_transformers_of_photographs_meet_their_gates(name: str, gate: float) -> None:
+    """On the first 1,000 test photographs."""
     x, labels = fashion.load("test", 1000)
     assert (zoo.load(f"fashion/{name}").predict(x) == labels).float().mean() >= gate
 
 
-@pytest.mark.parametrize("name, smile, old", [("hit", 0.9, 0.9), ("vit", 0.9, 0.9)])
-def test_shipped_transformers_of_faces_meet_their_gates(name: str, smile: float, old: float) -> None:
+@pytest.mark.parametrize("name", ["hit", "vit"])
+def test_shipped_transformers_of_faces_meet_their_gates(name: str) -> None:
     x, factors = personas.load("test")
-    model = zoo.load(f"personas/{name}")
-    for attribute, gate in (("smile", smile), ("old", old)):
-        factor = personas.FACTOR_OF[attribute]
-        right = model.for_attribute(attribute).predict(x) == torch.from_numpy(
-            factors[factor] > personas.BOUNDARY[attribute]
-        )
-        assert right.float().mean() >= gate, attribute
+    with torch.no_grad():
+        logits = torch.cat([zoo.load(f"personas/{name}")(part) for part in x.split(250)])
+    for reached in accuracy(logits, factors, ("smile", "old"), MARGIN).values():
+        assert reached >= 0.98
+
+
+def test_the_map_of_smile_lies_on_the_mouth() -> None:
+    """Where it is, the renderer knows: the patches that change with the smile and nothing else."""
+    model, (_, factors) = zoo.load("personas/hit"), personas.load("test", 64)
+    glad, sad = (personas.render(factors.replace(smile=s)) for s in (0.8, -0.8))
+    changed = F.avg_pool2d((glad - sad).abs().mean(1), 8) > 0.02
+    chance = changed.float().mean()  # the share of a map that knows nothing
+    assert 0.02 < chance < 0.15
+    share = {}
+    for said, x in (("glad", glad), ("sad", sad)):
+        values = contribution_map(model, x, torch.zeros(64, dtype=torch.long))
+        share[said] = float((values.abs() * changed).sum() / values.abs().sum())
+        assert (values * changed).sum((1, 2)).sign().mean() * (1 if said == "glad" else -1) > 0.9
+    assert min(share.values()) > 6 * chance, (share, chance)
 
 
 # ---------------------------------------------------------------------------------------------------- folders
