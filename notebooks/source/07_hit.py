@@ -1229,7 +1229,18 @@ claim(
     REPRODUCED if abs(saved - 0.25) < 0.02 else NOT_REPRODUCED,
 )
 
+# %% [markdown]
+# Accuracy. The shipped networks were trained on a slow processor for a few minutes, a HiT *as long as* its ViT; the thesis trained for
+# hundreds of epochs. In equal time the cheaper network makes more steps.
+
+
 # %%
+def trained_for(name):
+    """How many steps, in how many minutes, a shipped network was trained for."""
+    last = (zoo.data_dir() / "weights" / name / "curve.csv").read_text().splitlines()[-1].split(",")
+    return {"training": f"{int(last[0]):,} steps in {float(last[3]) / 60:.0f} min"}
+
+
 if accuracy_full:
     say(
         "**Stored**: accuracy, size and speed of the shipped networks (one thread of the machine named above), and the paper's numbers:"
@@ -1241,7 +1252,11 @@ if accuracy_full:
         row | ({"paper_accuracy": f"{row['paper_accuracy']:.1%}"} if "paper_accuracy" in row else {})
         for row in told
     ]
-    results.show_table(only(told, kind="measured"), {"model": "network", "accuracy": "accuracy", "gap": "... less the HiT's", "params": "parameters", "macs": "multiply-adds", "ms_1": "ms an image, alone",
+    told = [
+        row | (trained_for(row["model"].partition(":")[0]) if row["kind"] == "measured" else {})
+        for row in told
+    ]
+    results.show_table(only(told, kind="measured"), {"model": "network", "training": "training", "accuracy": "accuracy", "gap": "... less the HiT's", "params": "parameters", "macs": "multiply-adds", "ms_1": "ms an image, alone",
                        "ms_64": "in a batch of 64", "contributions_ratio": "terms / forward", "n": "images"})  # fmt: skip
     results.show_table(only(told, kind="counted"), {"model": "network", "macs": "multiply-adds", "params": "parameters", "paper_accuracy": "paper: ImageNet"})  # fmt: skip
 
@@ -1249,9 +1264,14 @@ if accuracy_full:
         """One entry of the stored table of the shipped networks."""
         return value(accuracy_full, metric, kind="measured", model=name)
 
-    claim("HiT is less accurate than a ViT of its size (Fashion-MNIST)", "Table 6.1, there on ImageNet", less(0.0, accurate("gap", "fashion/vit")))  # fmt: skip
-    claim("... and on faces (smiling)", "Table 6.1", less(0.0, accurate("gap", "personas/vit:smile")))
-    claim("... and on faces (old)", "Table 6.1", less(0.0, accurate("gap", "personas/vit:old")))
+    order = {world: less(0.0, accurate("gap", name)) for world, name in (("Fashion-MNIST", "fashion/vit"), ("faces, smiling", "personas/vit:smile"), ("faces, old", "personas/vit:old"))}  # fmt: skip
+    for world, verdict in order.items():
+        claim(f"HiT is less accurate than a ViT of its size ({world}; trained for equally long)", "Table 6.1, there fully trained on ImageNet", verdict)  # fmt: skip
+    if order["Fashion-MNIST"] == NOT_REPRODUCED:
+        say(
+            "In equal time the HiT comes out *ahead* here. That does not contradict the thesis: these trainings are short, and the ViT, which must learn to exchange information between patches and makes fewer "
+            "steps meanwhile, is far from its end. What the restrictions cost once both have converged these networks cannot tell."
+        )
     claim("HiT is faster than a ViT of its size (ms an image, batches of 64)", "Sect. 6.4.3, there in GFLOPs", less(accurate("ms_64", "fashion/hit"), accurate("ms_64", "fashion/vit")))  # fmt: skip
     claim(
         "The exact terms cost less than twice a forward pass",
