@@ -790,7 +790,7 @@ plots.curve(
 # Is it any good? On faces like those that it was trained on, and on fair faces:
 
 # %%
-fair_x, fair_factors = personas.load("test", FACES * 4)
+fair_x, fair_factors = personas.load("test", min(FACES * 4, personas.SPLIT_SIZES["test"]))
 fair_smiles = torch.from_numpy(fair_factors["smile"] > 0).long()
 fair_glasses = torch.from_numpy(fair_factors["eyewear"] != "none").long()
 held_out = personas.sample(FACES * 2, 99, "biased")
@@ -1136,7 +1136,7 @@ else:
     ranks = {who: value(here, "insertion", map=who) for who in ("Grad-CAM", "random")}
 if less(ranks["Grad-CAM"], ranks["random"]) == REPRODUCED:
     say(
-        f"And Grad-CAM is *worse than chance* here (insertion {ranks['Grad-CAM']}, chance {ranks['random']}): it weighs the channels of all patches alike, as for the maps of a convolution, "
+        f"And Grad-CAM is *worse than chance* here (insertion {ranks['Grad-CAM']}, chance {ranks['random']}): one reason is that it weighs the channels of all patches alike, as for the maps of a convolution, "
         "while a HiT weighs each patch by its attention."
     )
 
@@ -1269,8 +1269,8 @@ if accuracy_full:
         claim(f"HiT is less accurate than a ViT of its size ({world}; trained for equally long)", "Table 6.1, there fully trained on ImageNet", verdict)  # fmt: skip
     if order["Fashion-MNIST"] == NOT_REPRODUCED:
         say(
-            "In equal time the HiT comes out *ahead* here. That does not contradict the thesis: these trainings are short, and the ViT, which must learn to exchange information between patches and makes fewer "
-            "steps meanwhile, is far from its end. What the restrictions cost once both have converged these networks cannot tell."
+            "In equal time the HiT comes out *ahead* here. Mind what is compared: short trainings, in which the ViT makes fewer steps and has more to learn (its patches must learn to exchange "
+            "information). What the restrictions cost once both have converged, which is what the thesis measured, these networks cannot tell."
         )
     claim("HiT is faster than a ViT of its size (ms an image, batches of 64)", "Sect. 6.4.3, there in GFLOPs", less(accurate("ms_64", "fashion/hit"), accurate("ms_64", "fashion/vit")))  # fmt: skip
     claim(
@@ -1416,13 +1416,13 @@ display(
 )
 if sanity_full:
     for kind, label in (
-        ("spearman", "Rank correlation"),
-        ("spearman_top", "Rank correlation of the top fifth"),
-        ("pearson", "Pearson"),
-        ("pearson_top", "Pearson of the top fifth"),
+        ("spearman", "rank correlation"),
+        ("spearman_top", "rank correlation of the top fifth"),
+        ("pearson", "Pearson correlation"),
+        ("pearson_top", "Pearson correlation of the top fifth"),
     ):
         say(
-            f"**Stored**, {label}, |r|, by how far down the network is random ({sanity_full[0]['seeds']} seeds; unrelated maps, all patches: {sanity_full[0]['chance']:.2f}):"
+            f"**Stored**, {label}, its size, by how far down the network is random ({sanity_full[0]['seeds']} seeds; unrelated maps, all patches: {sanity_full[0]['chance']:.2f}):"
         )
         shown_rows = []
         for name, who in dict.fromkeys((row["model"], row["map"]) for row in sanity_full if kind in row):
