@@ -72,7 +72,7 @@ MODE = mode(MODE)
 small = MODE != "paper"
 # images that are shown; measured cheaply; measured by insertion and deletion; faces; seconds of training; faces for DiME
 SHOWN, MANY, CURVES, FACES, SECONDS, ASKED = {
-    "fast": (6, 256, 40, 64, 20, 6),
+    "fast": (6, 256, 32, 64, 20, 6),
     "full": (6, 1000, 128, 256, 45, 8),
     "paper": (6, 64, 16, 256, 45, 8),
 }[MODE]
