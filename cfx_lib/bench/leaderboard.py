@@ -9,7 +9,7 @@ error. A run's folder holds
   run was interrupted and whoever made the shards, on machines of one kind;
 * `costs.parquet`: seconds and peak memory of each shard, which are never the same twice.
 
-`--mode full` also writes `data/results/leaderboard.json`, which `load` reads.
+`--mode full` also writes `data/results/leaderboard.json`, which `scoreboard.load` reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -28,82 +28,22 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cfx_lib.bench import report, results
+from cfx_lib.bench import results
 from cfx_lib.bench.evaluate import METRICS, measure
 from cfx_lib.bench.report import Row
-from cfx_lib.bench.shards import Failure, Run, Shard, opened, packed
+from cfx_lib.bench.scoreboard import LONG, Settings, Table, lines_of
+from cfx_lib.bench.shards import Failure, Run, Shard, opened, packed, torch_threads
 from cfx_lib.bench.subject import Subject, prepare
 from cfx_lib.metrics.cost import measure_flops, measure_peak_memory
-from cfx_lib.metrics.value import Value, average
+from cfx_lib.metrics.value import average
 from cfx_lib.types import CFResult, Cost
 from cfx_lib.zoo import checksums
 
 WORLDS = {"personas": "cfx_lib.bench.contestants:Personas"}
-NAME = "leaderboard"
 MODES = {"fast": 8, "full": 64}  # images
 PROBES = 2  # images whose FLOPs are counted: one of either class
-MEASURED = ("seconds", "peak memory")  # never the same twice
 SOURCES = ("bench/leaderboard.py", "bench/shards.py")
-HEADLINE = {
-    "method": "method",
-    "flip rate": "flips",
-    "semantic flip rate": "confirmed flips",
-    "COUT": "COUT",
-    "L1 per pixel": "L1 per pixel",
-    "LPIPS": "LPIPS",
-    "S3": "S3",
-    "FID": "FID",
-    "edit error": "edit error",
-    "collateral changes": "collateral changes",
-    "seconds": "seconds",
-    "denoiser calls": "denoiser calls",
-    "FLOPs": "FLOPs",
-}
-"""What is printed of the table: metric -> heading."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the counterfactuals, but for the methods. `n` images in batches of `batch`, each with `seeds` seeds.
-
-    world: a name of `WORLDS`, or "MODULE:CLASS", see `contestants`. classifier: the explained one; None: the world's own.
-    """
-
-    world: str = "personas"
-    n: int = 64
-    classifier: str | None = None
-    seed: int = 0
-    seeds: int = 1
-    batch: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("n", "seeds", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; expected at least 1.")
-
-
-@dataclass(frozen=True)
-class Table:
-    """The leaderboard: rows of each method by its name, and why those without rows have none."""
-
-    settings: Settings
-    labels: Mapping[str, str]
-    rows: Mapping[str, list[Row]]
-    errors: Mapping[str, str]
-
-    def wide(self) -> list[dict[str, Any]]:
-        """A row for each method: its `method`, a Value (or None) for each metric, and `error` (or None)."""
-        found = []
-        for method, label in self.labels.items():
-            own = {row.metric: row.value for row in self.rows.get(method, ())}
-            found.append({"method": label, **own, "error": self.errors.get(method)})
-        return found
-
-    def markdown(self) -> str:
-        """The headline columns as Markdown, then what failed."""
-        text = results.value_table(self.wide(), HEADLINE)
-        failed = [f"* {self.labels[name]} failed: {error}" for name, error in self.errors.items()]
-        return "\n\n".join([text, *(["\n".join(failed)] if failed else [])])
+"""Code that counterfactuals depend on, beside the world's."""
 
 
 def run(
@@ -141,9 +81,9 @@ def run(
         failures = held.make(every, partial(make_shard, settings), **options)
         whole = {m: shards for m, shards in plan.items() if not any(s.name in failures for s in shards)}
         errors = {m: _error(shards, failures) for m, shards in plan.items() if m not in whole}
-        table = Table(
-            settings, {m: world.methods[m] for m in chosen}, measured(held, world, whole, progress), errors
-        )
+        with torch_threads(threads):
+            rows = measured(held, world, whole, progress)
+        table = Table(settings, {m: world.methods[m] for m in chosen}, rows, errors)
         _write(held, table, whole)
     return table
 
@@ -351,9 +291,6 @@ def _error(shards: Sequence[Shard], failures: Mapping[str, Failure]) -> str:
     return f"{failed[0].error} ({len(failed)} of {len(shards)} shards; first {failed[0].shard})"
 
 
-# ----------------------------------------------------------------------------------------------------- files
-
-
 def _write(held: Run, table: Table, plan: Mapping[str, Sequence[Shard]]) -> None:
     every = [shard for shards in plan.values() for shard in shards]
     parts = [shard for shard in every if shard.what["kind"] == "images"]
@@ -361,99 +298,4 @@ def _write(held: Run, table: Table, plan: Mapping[str, Sequence[Shard]]) -> None
         held.write("counterfactuals.parquet", packed(held.merged(parts)))
         costs = [{"shard": shard.name, **held.measured(shard)} for shard in parts]
         held.write("costs.parquet", packed(pa.Table.from_pylist(costs)))
-    held.write("leaderboard.parquet", packed(pa.Table.from_pylist(_long(table), schema=_LONG)))
-
-
-_LONG = pa.schema(
-    [(name, pa.string()) for name in ("method", "label", "property", "metric")]
-    + [(name, pa.float64()) for name in ("mean", "low", "high")]
-    + [("n", pa.int64())]
-    + [(name, pa.string()) for name in ("unit", "backbone", "interval", "reason")]
-)
-
-
-def _long(table: Table) -> list[dict[str, Any]]:
-    """A line for each method and metric but the `MEASURED`; one with the reason for a method that failed."""
-    lines = []
-    for method, label in table.labels.items():
-        about = {"method": method, "label": label}
-        for row in table.rows.get(method, ()):
-            value = {} if row.value is None else row.value.to_dict()
-            value["interval"] = value.pop("method", None)
-            if row.metric not in MEASURED:
-                own = {"property": row.property, "metric": row.metric, "reason": row.reason or None}
-                lines.append(about | own | value)
-        if method in table.errors:
-            lines.append(about | {"reason": f"failed: {table.errors[method]}"})
-    return lines
-
-
-def save(table: Table, *, mode: str = "full", folder: Path | None = None) -> Path:
-    """Write data/results/leaderboard.json with commit, versions, machine and date: a line of methods, then one a metric."""
-    methods = list(table.labels)
-    head = {
-        "kind": "methods",
-        "methods": methods,
-        "labels": [table.labels[m] for m in methods],
-        "errors": [table.errors.get(m) for m in methods],
-        "settings": asdict(table.settings),
-    }
-    by_name = {m: {row.metric: row for row in rows} for m, rows in table.rows.items()}
-    lines = [_line(name, [by_name.get(m, {}).get(name) for m in methods]) for name in METRICS]
-    return results.save(NAME, [head, *lines], mode=mode, folder=folder)
-
-
-def _line(metric: str, rows: Sequence[Row | None]) -> dict[str, Any]:
-    """A metric of all methods as columns, to five digits, which is a third of the size of a record for each."""
-    values = [None if row is None else row.value for row in rows]
-    there = [value for value in values if value is not None]
-    line: dict[str, Any] = {"kind": "metric", "metric": metric, "property": METRICS[metric][0]}
-    line |= {
-        "unit": there[0].unit if there else "",
-        "backbone": there[0].backbone if there else None,
-        "interval": there[0].method.partition(", ")[0] if there else "",
-    }
-    for name in ("mean", "low", "high"):
-        line[name] = [None if v is None else _short(v.to_dict()[name]) for v in values]
-    return line | {"n": [None if v is None else v.n for v in values]}
-
-
-def _short(number: float | None) -> float | int | None:
-    if number is None:
-        return None
-    rounded = float(f"{number:.5g}")
-    return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded
-
-
-def load(folder: Path | None = None) -> tuple[Table, results.Result]:
-    """The stored leaderboard, and where it comes from. Raises FileNotFoundError, or ValueError for another format."""
-    stored = results.load(NAME, folder=folder)
-    head, *lines = stored.rows
-    try:
-        methods = head["methods"]
-        rows: dict[str, list[Row]] = {m: [] for m, error in zip(methods, head["errors"]) if error is None}
-        for line in lines:
-            for k, method in enumerate(methods):
-                if method in rows:
-                    rows[method].append(
-                        Row(line["property"], line["metric"], _value(line, k), "not measured")
-                    )
-        errors = {m: e for m, e in zip(methods, head["errors"]) if e is not None}
-        table = Table(Settings(**head["settings"]), dict(zip(methods, head["labels"])), rows, errors)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{NAME}.json is of another format ({error!r}): {results.command(NAME)}") from error
-    return table, stored
-
-
-def _value(line: Mapping[str, Any], k: int) -> Value | None:
-    if line["n"][k] is None:
-        return None
-    own = {name: line[name][k] for name in ("mean", "low", "high", "n")}
-    rest = {"backbone": line["backbone"], "unit": line["unit"], "method": line["interval"]}
-    return Value.from_dict(own | rest)
-
-
-def remarks(table: Table) -> list[str]:
-    """What values say beside their kind of interval, once for each metric."""
-    rows = [row for rows in table.rows.values() for row in rows]
-    return list(dict.fromkeys(report.remarks(rows)))
+    held.write("leaderboard.parquet", packed(pa.Table.from_pylist(lines_of(table), schema=LONG)))

@@ -165,7 +165,7 @@ def attempt(make: Make, shard: Shard, *, run: str, code: str, threads: int) -> b
         return Failure(
             shard.name, f"the worker has another version of the library ({own[-12:]}, not {code[-12:]})"
         )
-    with _ONE_AT_A_TIME, _threads(threads):
+    with _ONE_AT_A_TIME, torch_threads(threads):
         try:
             table, measured = make(shard)
         except LASTING as error:
@@ -189,7 +189,8 @@ def packed(table: pa.Table, said: Mapping[str, Any] | None = None) -> bytes:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """torch on so many threads, and afterwards on as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
