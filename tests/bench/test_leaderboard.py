@@ -17,10 +17,8 @@ COMPARED = ("counterfactuals.parquet", "leaderboard.parquet")
 
 
 @pytest.fixture(autouse=True)
-def marks(tmp_path, monkeypatch):
-    folder = tmp_path / "marks"
-    folder.mkdir()
-    monkeypatch.setenv("TINY_MARKS", str(folder))
+def marks(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TINY_MARKS", str(tmp_path_factory.mktemp("marks")))
 
 
 def run(methods, folder, settings=SETTINGS, **options):

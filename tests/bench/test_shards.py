@@ -23,10 +23,8 @@ SHARDS = [Shard(f"part-{k}", {"seed": k}) for k in range(4)]
 
 
 @pytest.fixture(autouse=True)
-def marks(tmp_path, monkeypatch):
-    folder = tmp_path / "marks"
-    folder.mkdir()
-    monkeypatch.setenv("TINY_MARKS", str(folder))
+def marks(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TINY_MARKS", str(tmp_path_factory.mktemp("marks")))
 
 
 def made(folder, parts=SHARDS, merge=None, **options):
