@@ -91,6 +91,14 @@ class Labels(Shift):
         return CFResult(x, found.x_cf, target, None, None, found.flipped, found.cost)
 
 
+class Convolved(Shift):
+    """Asks a network once for each image."""
+
+    def explain(self, x, target, **options):
+        Trunk()(x)
+        return super().explain(x, target, **options)
+
+
 class Failing(Shift):
     """Fails for the darkest image, which is the first."""
 
@@ -119,6 +127,7 @@ class Tiny:
         "pgd": "PGD",
         "failing": "Failing",
         "deadly": "Deadly",
+        "trunk": "Convolved",
     }
     references = ("copy",)
     weights, sources = (), ()
@@ -142,7 +151,14 @@ class Tiny:
         return {"classifier": self.judge, "oracle": self.oracle, "networks": roles, "attribute": "smile"}
 
     def load(self, method):
-        kinds = {"shift": Shift, "labels": Labels, "failing": Failing, "deadly": Deadly, "pgd": PGD}
+        kinds = {
+            "shift": Shift,
+            "labels": Labels,
+            "failing": Failing,
+            "deadly": Deadly,
+            "pgd": PGD,
+            "trunk": Convolved,
+        }
         return None if method in self.references else kinds[method](self.judge)
 
     @torch.no_grad()

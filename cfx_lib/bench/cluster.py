@@ -6,7 +6,9 @@ weights as here. A worker that dies is replaced, and its shard is made again.
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -44,7 +46,7 @@ def answers(
     from distributed import as_completed
 
     with _client(cluster, retries) as client:
-        print(f"dashboard: {client.dashboard_link}", flush=True)
+        print(f"dashboard: {client.dashboard_link}", file=sys.stderr, flush=True)
         options = {"retries": retries, "pure": False}
         run = uuid4().hex[:8]  # others may use the same scheduler
         futures = {client.submit(task, s, key=f"{s.name}-{run}", **options): s for s in todo}
@@ -94,6 +96,7 @@ def _local(count: int) -> Any:
         processes=True,
         memory_limit=0,
         dashboard_address="127.0.0.1:0",
+        silence_logs=logging.ERROR,
     )
 
 

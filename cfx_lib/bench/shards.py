@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ class Run:
             for shard, answer in answers if todo else ():
                 if isinstance(answer, Failure):
                     failures[shard.name] = answer
-                    bar.write(f"failed: {shard.name}: {answer.error}")
+                    bar.write(f"failed: {shard.name}: {answer.error}", file=sys.stderr)
                 else:
                     self.write(f"{SHARDS}/{shard.name}.parquet", answer)
                 bar.update()
