@@ -41,6 +41,7 @@ from cfx_lib.zoo import checksums
 
 WORLDS = {"personas": "cfx_lib.bench.contestants:Personas"}
 MODES = {"fast": 8, "full": 64}  # images
+CARDS = ("README.md", "figures.json", ".csv", ".svg", ".png")  # what is beside weights to be looked at
 PROBES = 2  # images whose FLOPs are counted: one of either class
 SOURCES = ("bench/leaderboard.py", "bench/shards.py")
 """Code that counterfactuals depend on, beside the world's."""
@@ -136,9 +137,12 @@ def _near(given: str, known: Any) -> str:
 
 
 def weights_of(prefixes: Sequence[str]) -> dict[str, str]:
-    """The shipped files that count, path -> sha256, as data/SHA256SUMS lists them."""
+    """The shipped files that decide numbers, path -> sha256, as data/SHA256SUMS lists them: no cards and no pictures of them."""
     listed = checksums.listed() if prefixes else {}
-    return {path: digest for path, digest in listed.items() if path.startswith(tuple(prefixes))}
+    chosen = (path for path in listed if path.startswith(tuple(prefixes)))
+    return {
+        path: listed[path] for path in chosen if not (path.startswith("weights/") and path.endswith(CARDS))
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- shards

@@ -36,6 +36,13 @@ def tiny(tmp_path_factory):
     return run("copy,shift,labels,pgd,failing", folder), folder
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """A few metrics, for tests of other things."""
+    names = ("flip rate", "semantic flip rate", "L1", "LPIPS", "seconds", "peak memory")
+    monkeypatch.setattr(leaderboard, "METRICS", {name: METRICS[name] for name in names})
+
+
 # ---------------------------------------------------------------------------------------------------- the table
 
 
@@ -90,27 +97,35 @@ def test_all_methods_explain_the_same_images(tiny):
     assert len(costs) == 3 * 4 and all(cost["seconds"] >= 0 for cost in costs)
 
 
+def test_weights_count_and_their_cards_do_not():
+    found = leaderboard.weights_of(contestants.Personas.weights)
+    assert {"weights/personas/smile-old/config.json", "personas/test.png", "personas/test.csv"} <= set(found)
+    assert "weights/personas/smile-old/model.safetensors" in found
+    assert not any(p.endswith("README.md") or p.startswith("weights/fashion") for p in found)
+
+
 def test_seeds_are_explained_apart_and_give_diversity(tmp_path):
     table = run("shift", tmp_path / "run", Settings("tiny_world:Tiny", n=4, batch=4, seeds=2))
     rows = {row.metric: row.value for row in table.rows["shift"]}
     assert rows["sigma_L"].n == 4 and rows["sigma_L"].mean > 0 and rows["flip rate"].n == 4
 
 
-def test_methods_may_be_added_to_a_folder(tmp_path, tiny):
-    run("shift", tmp_path / "run")
+def test_methods_may_be_added_to_a_folder(tmp_path, few):
+    run("copy", tmp_path / "run")
     times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run" / "shards").iterdir()}
-    run("copy,shift,labels,pgd,failing", tmp_path / "run")
+    run("copy,shift", tmp_path / "run")
     assert (
         times.items()
         <= {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run" / "shards").iterdir()}.items()
     )
-    assert files(tmp_path / "run") == files(tiny[1])
+    run("shift,copy", tmp_path / "other")
+    assert files(tmp_path / "run") == files(tmp_path / "other")
 
 
 # ---------------------------------------------------------------------------------------------------- on a cluster
 
 
-def test_a_killed_worker_changes_no_byte_of_the_table(tmp_path, capsys):
+def test_a_killed_worker_changes_no_byte_of_the_table(tmp_path, capsys, few):
     """A worker dies in the middle of a shard; seconds and memory, which nobody can repeat, are not in the table."""
     methods, settings = "shift,failing,deadly", Settings("tiny_world:Tiny", n=6, batch=2)
     run(methods, tmp_path / "two", settings, cluster="local:2")
@@ -190,7 +205,7 @@ def test_bad_input_ends_with_2_before_anything_is_computed(tmp_path, capsys, arg
     assert not (tmp_path / "run" / "shards").exists()
 
 
-def test_the_command_prints_goes_on_and_says_what_failed(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_goes_on_and_says_what_failed(tmp_path, capsys, monkeypatch, few):
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
     own = ["run", "--world", "tiny_world:Tiny", "--n", "4", "--out", str(tmp_path / "run"), "--quiet"]
     assert command.main([*own, "--methods", "shift,copy"]) == 0
