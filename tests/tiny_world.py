@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -99,6 +100,13 @@ class Convolved(Shift):
         return super().explain(x, target, **options)
 
 
+class Blind(Shift):
+    """Explains by images that are none."""
+
+    def explain(self, x, target, **options):
+        return replace(super().explain(x, target, **options), x_cf=torch.full_like(x, torch.nan))
+
+
 class Failing(Shift):
     """Fails for the darkest image, which is the first."""
 
@@ -128,6 +136,7 @@ class Tiny:
         "failing": "Failing",
         "deadly": "Deadly",
         "trunk": "Convolved",
+        "blind": "Blind",
     }
     references = ("copy",)
     weights, sources = (), ()
@@ -158,6 +167,7 @@ class Tiny:
             "deadly": Deadly,
             "pgd": PGD,
             "trunk": Convolved,
+            "blind": Blind,
         }
         return None if method in self.references else kinds[method](self.judge)
 

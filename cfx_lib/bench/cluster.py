@@ -105,7 +105,7 @@ def _slurm(jobs: int) -> Any:
     from dask_jobqueue import SLURMCluster
 
     try:
-        made = SLURMCluster(processes=1)
+        made = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"])
     except ValueError as error:
         raise ValueError(
             f"Slurm jobs are not described ({error}): write jobqueue.slurm.cores and .memory to ~/.config/dask/jobqueue.yaml."

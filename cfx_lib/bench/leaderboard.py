@@ -32,7 +32,7 @@ from cfx_lib.bench import results
 from cfx_lib.bench.evaluate import METRICS, measure
 from cfx_lib.bench.report import Row
 from cfx_lib.bench.scoreboard import LONG, Settings, Table, lines_of
-from cfx_lib.bench.shards import Failure, Run, Shard, opened, packed, torch_threads
+from cfx_lib.bench.shards import Failure, Run, Shard, described, opened, packed, torch_threads
 from cfx_lib.bench.subject import Subject, prepare
 from cfx_lib.metrics.cost import measure_flops, measure_peak_memory
 from cfx_lib.metrics.value import average
@@ -83,8 +83,8 @@ def run(
         whole = {m: shards for m, shards in plan.items() if not any(s.name in failures for s in shards)}
         errors = {m: _error(shards, failures) for m, shards in plan.items() if m not in whole}
         with torch_threads(threads):
-            rows = measured(held, world, whole, progress)
-        table = Table(settings, {m: world.methods[m] for m in chosen}, rows, errors)
+            rows, bad = measured(held, world, whole, progress)
+        table = Table(settings, {m: world.methods[m] for m in chosen}, rows, errors | bad)
         _write(held, table, whole)
     return table
 
@@ -172,10 +172,12 @@ def make_shard(settings: Settings, shard: Shard) -> tuple[pa.Table, dict[str, An
     rows, done = slice(what["start"], what["stop"]), []
     peak = measure_peak_memory(lambda: done.append(world.explain(method, rows, seed)))
     (result,) = done
-    return _images_table(method, seed, rows.start, result), {
+    measured = {
         "seconds": result.cost.seconds,
         "peak_memory": peak,
+        "processor": results.machine()["processor"],
     }
+    return _images_table(method, seed, rows.start, result), measured
 
 
 def _flops_table(method: str, counts: Sequence[int]) -> pa.Table:
@@ -252,12 +254,17 @@ def result_of(table: pa.Table, measured: Mapping[str, Any], x: Tensor) -> CFResu
 
 def measured(
     held: Run, world: Any, plan: Mapping[str, Sequence[Shard]], progress: bool = True
-) -> dict[str, list[Row]]:
-    """Every metric of the methods whose shards are all there."""
+) -> tuple[dict[str, list[Row]], dict[str, str]]:
+    """Every metric of the methods whose shards are all there; and of which methods nothing can be measured, with the error."""
     found: dict[str, list[Row]] = {}
+    errors: dict[str, str] = {}
     shared: Subject | None = None
     for method, shards in plan.items():
-        subject = _subject(held, world, shards)
+        try:
+            subject = _subject(held, world, shards)
+        except ValueError as error:  # for instance images that hold NaN
+            errors[method] = described(error)
+            continue
         if shared is not None:
             subject.rendered = shared.rendered  # the same faces have the same true counterfactuals
         rows = measure(subject, [name for name in METRICS if name != "FLOPs"], progress)
@@ -265,7 +272,7 @@ def measured(
         if method in world.references:
             rows = [_free(row) if row.property == "cost" else row for row in rows]
         found[method] = _with_flops(rows, held, shards)
-    return found
+    return found, errors
 
 
 def _subject(held: Run, world: Any, shards: Sequence[Shard]) -> Subject:

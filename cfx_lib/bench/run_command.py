@@ -17,6 +17,7 @@ EPILOG = """examples, all of which work offline:
   %(prog)s --methods all --n 64 --mode full --out runs/all      the leaderboard; start it again after an interruption
   %(prog)s --methods all --n 64 --cluster local:2               the same in two processes
   %(prog)s --methods nobody                                     says which methods there are
+  %(prog)s --show                                               the leaderboard that is kept
 Further methods may be added to a folder later; any other setting needs a folder of its own.
 exit codes: 0 measured, 1 a method failed (the table says why) or the disk is full, 2 bad input"""
 
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str]) -> int:
     """`python -m cfx_lib.bench run`: make the shards, measure, print; 2 for bad input, 1 for failures."""
     options = _parser().parse_args(arguments)
     try:
+        if options.show:
+            table, origin = scoreboard.load()
+            print(f"{table.markdown()}\n\n*{origin.origin}*")
+            return 0
         settings = Settings(
             world=options.world,
             n=leaderboard.MODES[options.mode] if options.n is None else options.n,
@@ -46,8 +51,15 @@ def main(arguments: Sequence[str]) -> int:
         )
         _report(table, options.json)
         if options.mode == "full" and not options.no_save:
-            print(f"kept in {scoreboard.save(table).name}", file=sys.stderr)
+            path = scoreboard.save(table, threads=options.threads, cluster=options.cluster)
+            print(f"kept in {path.name}", file=sys.stderr)
     except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: finished shards stay, the same command goes on from there", file=sys.stderr)
+        return 130
+    except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -65,11 +77,7 @@ def _folder(settings: Settings) -> Path:
 
 def _report(table: scoreboard.Table, as_json: bool) -> None:
     if as_json:
-        print(
-            json.dumps(
-                [line for line in scoreboard.lines_of(table, everything=True)], indent=1, allow_nan=False
-            )
-        )
+        print(json.dumps(scoreboard.lines_of(table, everything=True), indent=1, allow_nan=False))
         return
     print(table.markdown())
     for remark in scoreboard.remarks(table):
@@ -105,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cluster", metavar="WHERE", help="local:N, slurm[:N] or tcp://host:port; default: this process")
     add("--retries", type=int, default=2, help="further attempts at a shard that failed (default 2)")
     add("--no-save", action="store_true", help="leave data/results/ as it is")
+    add("--show", action="store_true", help="print the leaderboard in data/results/ and run nothing")
     add("--json", action="store_true", help="print the whole table as JSON")
     add("--quiet", action="store_true", help="no progress bars")
     return parser

@@ -102,8 +102,11 @@ def lines_of(table: Table, everything: bool = False) -> list[dict[str, Any]]:
     return lines
 
 
-def save(table: Table, *, mode: str = "full", folder: Path | None = None) -> Path:
-    """Write data/results/leaderboard.json with commit, versions, machine and date: a line of methods, then one a metric."""
+def save(table: Table, *, mode: str = "full", folder: Path | None = None, **how: Any) -> Path:
+    """Write data/results/leaderboard.json with commit, versions, machine and date: a line of methods, then one a metric.
+
+    how: what else belongs beside the seconds, such as the number of threads.
+    """
     methods = list(table.labels)
     head = {
         "kind": "methods",
@@ -111,6 +114,7 @@ def save(table: Table, *, mode: str = "full", folder: Path | None = None) -> Pat
         "labels": [table.labels[m] for m in methods],
         "errors": [table.errors.get(m) for m in methods],
         "settings": asdict(table.settings),
+        "how": how,
     }
     by_name = {m: {row.metric: row for row in rows} for m, rows in table.rows.items()}
     lines = [_line(name, [by_name.get(m, {}).get(name) for m in methods]) for name in METRICS]

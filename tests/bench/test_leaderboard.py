@@ -88,6 +88,11 @@ def test_a_method_that_fails_is_in_the_table_and_stops_nobody(tiny):
     )
 
 
+def test_a_method_whose_images_are_none_is_in_the_table(tmp_path, few):
+    table = run("shift,blind", tmp_path / "run")
+    assert list(table.rows) == ["shift"] and "NaN" in table.errors["blind"]
+
+
 def test_all_methods_explain_the_same_images(tiny):
     columns = pq.read_table(tiny[1] / "counterfactuals.parquet").to_pydict()
     rows = set(zip(columns["index"], columns["image"], columns["target"]))
@@ -215,7 +220,9 @@ def test_the_command_prints_goes_on_and_says_what_failed(tmp_path, capsys, monke
     assert command.main([*own, "--methods", "shift,failing", "--json", "--mode", "full"]) == 1
     lines = json.loads(capsys.readouterr().out)
     assert {line["method"] for line in lines} == {"shift", "failing"}
-    assert scoreboard.load(tmp_path / "results")[1].mode == "full"
+    stored = scoreboard.load(tmp_path / "results")[1]
+    assert stored.mode == "full" and stored.rows[0]["how"] == {"threads": 1, "cluster": None}
+    assert command.main(["run", "--show"]) == 0 and "| Shift |" in capsys.readouterr().out
     assert command.main([*own, "--methods", "shift", "--seed", "1"]) == 2
     assert "settings.seed was 0, is now 1" in capsys.readouterr().err
 

@@ -233,6 +233,39 @@ def test_clusters_by_name():
             cluster.parsed(wrong)
 
 
+def test_a_scheduler_by_its_address_makes_the_same_table(tmp_path):
+    from distributed import LocalCluster
+
+    parts = [
+        *SHARDS,
+        Shard("wrong", {"seed": 0, "trouble": "wrong"}),
+        Shard("once", {"seed": 0, "trouble": "once"}),
+    ]
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **options) as made_here:
+        failures, first, _ = made(tmp_path / "a", parts, cluster=made_here.scheduler_address, retries=1)
+    assert {name: f.error for name, f in failures.items()} == {"wrong": "ValueError: wrong settings"}
+    assert tiny_world.marks("once") == 2
+    assert made(tmp_path / "b", parts)[1] == first
+
+
+def test_slurm_jobs_are_those_of_the_configuration(monkeypatch):
+    import dask
+    import dask_jobqueue
+
+    asked = []
+    monkeypatch.setattr(dask_jobqueue.SLURMCluster, "scale", lambda self, jobs: asked.append(jobs))
+    with pytest.raises(ValueError, match="jobqueue.slurm.cores and .memory"):
+        cluster._slurm(2)
+    with dask.config.set({"jobqueue.slurm.cores": 4, "jobqueue.slurm.memory": "2GB"}):
+        jobs = cluster._slurm(2)
+    try:
+        script = jobs.job_script()
+        assert asked == [2] and "#SBATCH" in script and "--nthreads 1" in script
+    finally:
+        jobs.close()
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"distributed and dask_jobqueue, not installed.*\[cluster\]"):
