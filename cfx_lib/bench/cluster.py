@@ -102,13 +102,15 @@ def _local(count: int) -> Any:
 
 def _slurm(jobs: int) -> Any:
     """Jobs as `jobqueue.slurm` in Dask's configuration describes them (~/.config/dask/jobqueue.yaml): cores, memory, queue."""
+    import dask
     from dask_jobqueue import SLURMCluster
 
-    try:
-        made = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"])
-    except ValueError as error:
-        raise ValueError(
-            f"Slurm jobs are not described ({error}): write jobqueue.slurm.cores and .memory to ~/.config/dask/jobqueue.yaml."
-        ) from error
+    for name in ("cores", "memory"):
+        if dask.config.get(f"jobqueue.slurm.{name}", None) is None:
+            raise ValueError(
+                f"jobqueue.slurm.{name} of a job is not set: write jobqueue.slurm.cores and jobqueue.slurm.memory, and the "
+                "queue if there are several, to ~/.config/dask/jobqueue.yaml."
+            )
+    made = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"])
     made.scale(jobs=jobs)
     return made

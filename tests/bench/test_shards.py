@@ -255,7 +255,7 @@ def test_slurm_jobs_are_those_of_the_configuration(monkeypatch):
 
     asked = []
     monkeypatch.setattr(dask_jobqueue.SLURMCluster, "scale", lambda self, jobs: asked.append(jobs))
-    with pytest.raises(ValueError, match="jobqueue.slurm.cores and .memory"):
+    with pytest.raises(ValueError, match="jobqueue.slurm.cores of a job is not set"):
         cluster._slurm(2)
     with dask.config.set({"jobqueue.slurm.cores": 4, "jobqueue.slurm.memory": "2GB"}):
         jobs = cluster._slurm(2)
