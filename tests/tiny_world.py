@@ -100,6 +100,15 @@ class Convolved(Shift):
         return super().explain(x, target, **options)
 
 
+class Single(Shift):
+    """Fails for single images, as when FLOPs are counted."""
+
+    def explain(self, x, target, **options):
+        if len(x) == 1:
+            raise ValueError("alone")
+        return super().explain(x, target, **options)
+
+
 class Blind(Shift):
     """Explains by images that are none."""
 
@@ -108,10 +117,10 @@ class Blind(Shift):
 
 
 class Failing(Shift):
-    """Fails for the darkest image, which is the first."""
+    """Fails for dark images in company."""
 
     def explain(self, x, target, **options):
-        if x.mean() < -0.25:
+        if len(x) > 1 and x[0].mean() < -0.25:
             raise ValueError("too dark to explain")
         return super().explain(x, target, **options)
 
@@ -137,6 +146,7 @@ class Tiny:
         "deadly": "Deadly",
         "trunk": "Convolved",
         "blind": "Blind",
+        "single": "Single",
     }
     references = ("copy",)
     weights, sources = (), ()
@@ -168,6 +178,7 @@ class Tiny:
             "pgd": PGD,
             "trunk": Convolved,
             "blind": Blind,
+            "single": Single,
         }
         return None if method in self.references else kinds[method](self.judge)
 

@@ -80,10 +80,14 @@ def run(
         every = [shard for shards in plan.values() for shard in shards]
         options = {"cluster": cluster, "retries": retries, "progress": progress}
         failures = held.make(every, partial(make_shard, settings), **options)
-        whole = {m: shards for m, shards in plan.items() if not any(s.name in failures for s in shards)}
-        errors = {m: _error(shards, failures) for m, shards in plan.items() if m not in whole}
+        images = {m: [s for s in shards if s.what["kind"] == "images"] for m, shards in plan.items()}
+        whole = {m: shards for m, shards in images.items() if not any(s.name in failures for s in shards)}
+        errors = {m: _error(shards, failures) for m, shards in images.items() if m not in whole}
         with torch_threads(threads):
             rows, bad = measured(held, world, whole, progress)
+        for method, own in rows.items():
+            probes = [shard for shard in plan[method] if shard.what["kind"] == "flops"]
+            rows[method] = _with_flops(own, held, probes, failures)
         table = Table(settings, {m: world.methods[m] for m in chosen}, rows, errors | bad)
         _write(held, table, whole)
     return table
@@ -255,7 +259,7 @@ def result_of(table: pa.Table, measured: Mapping[str, Any], x: Tensor) -> CFResu
 def measured(
     held: Run, world: Any, plan: Mapping[str, Sequence[Shard]], progress: bool = True
 ) -> tuple[dict[str, list[Row]], dict[str, str]]:
-    """Every metric of the methods whose shards are all there; and of which methods nothing can be measured, with the error."""
+    """Every metric but the FLOPs of the methods whose shards are all there; and of which methods nothing can be measured, with the error."""
     found: dict[str, list[Row]] = {}
     errors: dict[str, str] = {}
     shared: Subject | None = None
@@ -271,14 +275,13 @@ def measured(
         shared = subject if shared is None else shared
         if method in world.references:
             rows = [_free(row) if row.property == "cost" else row for row in rows]
-        found[method] = _with_flops(rows, held, shards)
+        found[method] = rows
     return found, errors
 
 
 def _subject(held: Run, world: Any, shards: Sequence[Shard]) -> Subject:
-    parts = [shard for shard in shards if shard.what["kind"] == "images"]
     x, _ = world.images
-    found = [result_of(held.table(s), held.measured(s), x[s.what["start"] : s.what["stop"]]) for s in parts]
+    found = [result_of(held.table(s), held.measured(s), x[s.what["start"] : s.what["stop"]]) for s in shards]
     return prepare(found, **world.judges())
 
 
@@ -286,11 +289,14 @@ def _free(row: Row) -> Row:
     return replace(row, value=None, reason="a reference, not a method")
 
 
-def _with_flops(rows: list[Row], held: Run, shards: Sequence[Shard]) -> list[Row]:
+def _with_flops(
+    rows: list[Row], held: Run, probes: Sequence[Shard], failures: Mapping[str, Failure]
+) -> list[Row]:
     """The rows with that of the FLOPs in its place; they are those of the first images."""
-    probes = [shard for shard in shards if shard.what["kind"] == "flops"]
     row = Row("cost", "FLOPs", None, "a reference, not a method")
-    if probes:
+    if failed := [failures[probe.name].error for probe in probes if probe.name in failures]:
+        row = replace(row, reason=failed[0])
+    elif probes:
         counts = held.merged(probes).column("flops").to_pylist()
         row = replace(row, value=average(torch.tensor(counts, dtype=torch.float64)), reason="")
     place = [row.metric for row in rows].index("peak memory")
@@ -303,8 +309,7 @@ def _error(shards: Sequence[Shard], failures: Mapping[str, Failure]) -> str:
 
 
 def _write(held: Run, table: Table, plan: Mapping[str, Sequence[Shard]]) -> None:
-    every = [shard for shards in plan.values() for shard in shards]
-    parts = [shard for shard in every if shard.what["kind"] == "images"]
+    parts = [shard for shards in plan.values() for shard in shards]
     if parts:
         held.write("counterfactuals.parquet", packed(held.merged(parts)))
         costs = [{"shard": shard.name, **held.measured(shard)} for shard in parts]

@@ -88,6 +88,13 @@ def test_a_method_that_fails_is_in_the_table_and_stops_nobody(tiny):
     )
 
 
+def test_flops_that_cannot_be_counted_are_not_measured(tmp_path):
+    table = run("single", tmp_path / "run", Settings("tiny_world:Tiny", n=4, batch=2))
+    rows = {row.metric: row for row in table.rows["single"]}
+    assert not table.errors and rows["flip rate"].value.n == 4
+    assert rows["FLOPs"].value is None and rows["FLOPs"].reason == "ValueError: alone"
+
+
 def test_a_method_whose_images_are_none_is_in_the_table(tmp_path, few):
     table = run("shift,blind", tmp_path / "run")
     assert list(table.rows) == ["shift"] and "NaN" in table.errors["blind"]
