@@ -73,20 +73,18 @@ def _answer(future: Any, shard: Shard, retries: int) -> bytes | Failure:
 @contextmanager
 def _client(cluster: str, retries: int) -> Iterator[Any]:
     """A client of the cluster, which is taken down again if it was made here."""
-    import dask
     from distributed import Client
 
     kind, how = parsed(cluster)
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": retries}))
         if kind == "address":
             yield stack.enter_context(Client(how, timeout="30s"))
             return
-        made = stack.enter_context(_local(how) if kind == "local" else _slurm(how))
+        made = stack.enter_context(_local(how, retries) if kind == "local" else _slurm(how, retries))
         yield stack.enter_context(Client(made))
 
 
-def _local(count: int) -> Any:
+def _local(count: int, retries: int) -> Any:
     """Processes with one task at a time each, and no limit of memory but the machine's."""
     from distributed import LocalCluster
 
@@ -97,20 +95,23 @@ def _local(count: int) -> Any:
         memory_limit=0,
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.ERROR,
+        scheduler_kwargs={"allowed_failures": retries},
     )
 
 
-def _slurm(jobs: int) -> Any:
+def _slurm(jobs: int, retries: int) -> Any:
     """Jobs as `jobqueue.slurm` in Dask's configuration describes them (~/.config/dask/jobqueue.yaml): cores, memory, queue."""
     import dask
     from dask_jobqueue import SLURMCluster
 
-    for name in ("cores", "memory"):
-        if dask.config.get(f"jobqueue.slurm.{name}", None) is None:
+    job = {name: dask.config.get(f"jobqueue.slurm.{name}", None) for name in ("cores", "memory")}
+    for name, given in job.items():
+        if given is None:
             raise ValueError(
                 f"jobqueue.slurm.{name} of a job is not set: write jobqueue.slurm.cores and jobqueue.slurm.memory, and the "
                 "queue if there are several, to ~/.config/dask/jobqueue.yaml."
             )
-    made = SLURMCluster(processes=1, worker_extra_args=["--nthreads", "1"])
+    options = {"scheduler_options": {"allowed_failures": retries}, "worker_extra_args": ["--nthreads", "1"]}
+    made = SLURMCluster(processes=1, **job, **options)
     made.scale(jobs=jobs)
     return made

@@ -256,12 +256,13 @@ def test_slurm_jobs_are_those_of_the_configuration(monkeypatch):
     asked = []
     monkeypatch.setattr(dask_jobqueue.SLURMCluster, "scale", lambda self, jobs: asked.append(jobs))
     with pytest.raises(ValueError, match="jobqueue.slurm.cores of a job is not set"):
-        cluster._slurm(2)
+        cluster._slurm(2, 5)
     with dask.config.set({"jobqueue.slurm.cores": 4, "jobqueue.slurm.memory": "2GB"}):
-        jobs = cluster._slurm(2)
+        jobs = cluster._slurm(2, 5)
     try:
         script = jobs.job_script()
         assert asked == [2] and "#SBATCH" in script and "--nthreads 1" in script
+        assert jobs.scheduler.allowed_failures == 5
     finally:
         jobs.close()
 
