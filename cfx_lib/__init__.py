@@ -16,6 +16,7 @@ _METHODS = {
     "CFResult": "types",
     "DVCE": "methods.dvce",
     "DiME": "methods.dime",
+    "HiT": "hit",
     "LDCE": "methods.ldce",
     "Noise": "types",
     "PGD": "methods.baselines",

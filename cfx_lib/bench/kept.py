@@ -40,21 +40,26 @@ def root() -> Path:
 def folder_of(method: Any, x: Tensor, target: Tensor, seed: int) -> Path:
     """Where the counterfactuals of a method are kept: its name, and a hash of all that decides them.
 
-    That is its settings and prompts, the weights of its networks, the images and targets, the seed, and the code of the
-    methods; not the presets, since the settings that come of them are counted already.
+    That is its settings, prompts and learned words, the weights of its networks, the images and targets, the seed, and the
+    code of the methods; not the presets, since the settings that come of them are counted already.
     """
     parts = ("denoiser", "classifier", "robust", "perceptual", "model")
     networks = [getattr(method, part, None) for part in parts]
+    if hasattr(method, "tokens"):  # of a black box
+        networks.append(getattr(method.predict, "__self__", None))
     names = [str(getattr(network, "name", None)) for network in networks]
     used = tuple(f"weights/{name.split(':')[0]}/" for name in names)
     digest = hashlib.sha256(repr((method, names, seed, _wanted(method, x, target))).encode())
+    if hasattr(method, "tokens"):
+        digest.update(repr(words_of(method.tokens)).encode())
     for path, weight in sorted(results.weights().items()):
         digest.update(weight.encode() * path.startswith(used))
     digest.update(x.numpy().tobytes() + target.numpy().tobytes())
     code = Path(cfx_lib.__file__).parent
     for source in (code / "diffusion.py", *sorted(code.glob("methods/*.py"))):
         digest.update(source.read_bytes() * (not source.name.endswith("presets.py")))
-    label = f"{type(method).__name__}-{names[1].replace('/', '-').replace(':', '-')}"
+    explains = next((name for name in (names[1], names[-1]) if name != "None"), "unnamed")
+    label = f"{type(method).__name__}-{explains.replace('/', '-').replace(':', '-')}"
     return root() / f"{label}-{digest.hexdigest()[:16]}"
 
 
@@ -64,6 +69,14 @@ def _wanted(method: Any, x: Tensor, target: Tensor) -> list | None:
         return None
     wanted = conditions_of(method.prompts, x, target, method.model.kind)
     return wanted.tolist() if isinstance(wanted, Tensor) else list(wanted)
+
+
+def words_of(tokens: Any) -> list | None:
+    """What learned words are: their phrases and vectors."""
+    if tokens is None:
+        return None
+    vectors = sorted((word, v.tolist()) for word, v in tokens.words.items())
+    return [tokens.context_prompt, tokens.class_prompt, *vectors]
 
 
 def pretended(x: Tensor, x_cf: Tensor, target: Tensor, classifier: Any) -> CFResult:

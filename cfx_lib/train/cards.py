@@ -396,9 +396,9 @@ def _write(name: str, out: Path, job: Job, curve: list[dict], what: str, text: s
     head = (
         f"# {name}\n\n{what}\n\n"
         f"* Data: {job.facts['data']}; augmentation: {augmentation}.\n"
-        f"* Command: `{command}` (the recipe is in `cfx_lib/train/recipes.py`).\n"
+        f"* Command: `{command}` (the recipe is in `{job.facts.get('recipe', 'cfx_lib/train/recipes.py')}`).\n"
         f"* {last['step']:,} steps of {recipe.batch} images in {minutes} minutes, seed {recipe.seed}, "
-        f"{recipe.precision}, {platform.machine()} CPU.\n"
+        f"{recipe.precision}, {job.facts.get('device', f'{platform.machine()} CPU')}.\n"
         "* Weights: exponential moving average, stored as float16 safetensors. "
         f"{rights}\n\n## Test figures\n\n"
     )

@@ -89,7 +89,7 @@ def fit(
     bare, size = accelerator.unwrap_model(model), recipe.batch // accelerator.num_processes
     began, saved = time.monotonic() - spent, time.monotonic()
     bar = tqdm(
-        total=recipe.steps,
+        total=recipe.steps if recipe.steps < 10**9 else None,  # None: the clock ends it
         initial=step,
         desc=folder.name,
         disable=not accelerator.is_main_process,

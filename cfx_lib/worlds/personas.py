@@ -418,7 +418,7 @@ def load_uint8(split: str, n: int | None = None, *, progress: bool = True) -> tu
     if not 1 <= n <= SPLIT_SIZES[split]:
         raise ValueError(f"split {split!r} has {SPLIT_SIZES[split]} faces, got n={n}")
     if split == "test":
-        images, factors = _load_sheet(data_dir() / "test.png", data_dir() / "test.csv")
+        images, factors = _load_sheet(data_dir() / "test.webp", data_dir() / "test.csv")
         return images[:n], factors[:n]
     factors = sample(SPLIT_SIZES[split], SPLIT_SEEDS[split], _population(split))[:n]
     return _render_cached(split, factors, progress), factors
@@ -453,34 +453,35 @@ def _version(split: str) -> str:
 COLUMNS = 40  # faces in a row of the sheet
 
 
-def save_sheet(images: np.ndarray, factors: Factors, png: Path, table: Path) -> None:
-    """Store faces as one PNG sheet (40 in a row) and their factors as CSV."""
+def save_sheet(images: np.ndarray, factors: Factors, picture: Path, table: Path) -> None:
+    """Store faces as one sheet (40 in a row), lossless WebP or PNG by its suffix, and their factors as CSV."""
     from PIL import Image
 
     rows = -(-len(images) // COLUMNS)
     sheet = np.zeros((rows * COLUMNS, SIZE, SIZE, 3), np.uint8)
     sheet[: len(images)] = images
     sheet = sheet.reshape(rows, COLUMNS, SIZE, SIZE, 3).swapaxes(1, 2).reshape(rows * SIZE, COLUMNS * SIZE, 3)
-    png.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(png, optimize=True)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    webp = {"lossless": True, "quality": 100, "method": 6}  # of a drawing less than half as large as PNG
+    Image.fromarray(sheet).save(picture, **webp if picture.suffix == ".webp" else {"optimize": True})
     with open(table, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(FACTORS)
         writer.writerows(zip(*(factors[name].tolist() for name in FACTORS), strict=True))
 
 
-def _load_sheet(png: Path, table: Path) -> tuple[np.ndarray, Factors]:
+def _load_sheet(picture: Path, table: Path) -> tuple[np.ndarray, Factors]:
     from PIL import Image
 
     from cfx_lib.zoo.checksums import verify
 
-    for path in (png, table):
+    for path in (picture, table):
         verify(path)
     with open(table, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = {name: np.array([row[name] for row in rows]) for name in FACTORS}
     factors = Factors({n: c.astype(float) if n in CONTINUOUS else c for n, c in columns.items()})
-    sheet = np.asarray(Image.open(png).convert("RGB"))
+    sheet = np.asarray(Image.open(picture).convert("RGB"))
     h = sheet.shape[0] // SIZE
     images = sheet.reshape(h, SIZE, COLUMNS, SIZE, 3).swapaxes(1, 2).reshape(h * COLUMNS, SIZE, SIZE, 3)
     return images[: len(factors)], factors

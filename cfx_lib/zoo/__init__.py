@@ -9,6 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cfx_lib.zoo.checkpoints import (
+        classifier_from_file,
+        embedding_from_file,
+        lpips_from_file,
+        openai_denoiser,
+        simsiam_from_file,
+    )
     from cfx_lib.zoo.checksums import data_dir
     from cfx_lib.zoo.classifiers import (
         AttributeClassifier,
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
     )
     from cfx_lib.zoo.latent import LatentDiffusion
     from cfx_lib.zoo.latent_files import latent_diffusion
+    from cfx_lib.zoo.manifest import Published, published
+    from cfx_lib.zoo.network import download, offline
     from cfx_lib.zoo.registry import load, names
 
 _HOME = {
@@ -55,6 +64,15 @@ _HOME = {
     "LatentDiffusion": "latent",
     "latent_diffusion": "latent_files",
     "data_dir": "checksums",
+    "Published": "manifest",
+    "published": "manifest",
+    "classifier_from_file": "checkpoints",
+    "embedding_from_file": "checkpoints",
+    "lpips_from_file": "checkpoints",
+    "openai_denoiser": "checkpoints",
+    "simsiam_from_file": "checkpoints",
+    "download": "network",
+    "offline": "network",
 }
 __all__ = [
     "AttributeClassifier",
@@ -66,17 +84,26 @@ __all__ = [
     "FeatureNet",
     "LatentDiffusion",
     "PerceptualTrunk",
+    "Published",
     "WrappedClassifier",
+    "classifier_from_file",
     "data_dir",
+    "download",
+    "embedding_from_file",
     "latent_diffusion",
     "load",
+    "lpips_from_file",
     "names",
+    "offline",
+    "openai_denoiser",
+    "published",
     "save_autoencoders",
     "save_classes",
     "save_classifier",
     "save_denoiser",
     "save_embedding",
     "save_trunk",
+    "simsiam_from_file",
     "wrap",
 ]
 

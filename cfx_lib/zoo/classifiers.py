@@ -356,6 +356,8 @@ def load_classifier(
             "Use the configuration that the weights were trained with."
         )
     model = _create(config["architecture"], outputs, config.get("model_args", {}), path)
+    if hasattr(model, "check_weights"):  # a HiT says which variant the weights are
+        model.check_weights(weights, weights_path)
     load_into(model, weights, weights_path)
     model.eval().requires_grad_(False)
     if kind == "classes":
@@ -368,6 +370,8 @@ def _create(
     architecture: str, num_classes: int, model_args: Mapping[str, Any], source: str | Path
 ) -> nn.Module:
     import timm
+
+    import cfx_lib.hit_models  # noqa: F401  its names are then timm's
 
     try:
         return timm.create_model(architecture, num_classes=num_classes, **model_args)
@@ -385,6 +389,8 @@ def _load_timm(
     """A model as timm publishes it on the hub, through timm's own loading code."""
     import timm
 
+    import cfx_lib.hit_models  # noqa: F401  its names are then timm's
+
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
@@ -396,10 +402,19 @@ def _load_timm(
     known = model.pretrained_cfg
     size = known["input_size"][-1] if known.get("fixed_input_size") else None
     names = config.get("label_names")
-    names = names if names and len(names) == model.num_classes else None
+    names = names if names and len(names) == model.num_classes else imagenet_names(model.num_classes)
     return WrappedClassifier(
         model, model.num_classes, known["mean"], known["std"], names, name, size, **options
     )
+
+
+def imagenet_names(num_classes: int) -> list[str] | None:
+    """The names of ImageNet's 1000 classes in their order, as `timm` has them; None for another number of classes."""
+    if num_classes != 1000:
+        return None
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo("imagenet-1k").label_descriptions()
 
 
 def save_classifier(

@@ -20,6 +20,7 @@ __all__ = [
     "find_weights",
     "load_into",
     "read_json",
+    "read_state_dict",
     "read_weights",
     "write_json",
     "write_text",
@@ -27,6 +28,11 @@ __all__ = [
 ]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NESTED = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+)  # where training scripts put the weights in their checkpoints
 HALF_MAX = 65504.0  # the largest float16
 
 # What a file with the wrong name often is: its first bytes -> (what it is, what to do).
@@ -117,6 +123,23 @@ def read_weights(path: str | Path, allow_pickle: bool = False) -> dict[str, Tens
             weights = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged: {error}. Download or train it again.") from error
+    return _finite(weights, path)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of another project's checkpoint, whatever its suffix: safetensors, or a pickle, read with weights_only=True.
+
+    The weights may lie under "state_dict", "model" or "model_state_dict". Raises FileNotFoundError, ValueError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; expected a checkpoint there. Download it first.")
+    if path.suffix == ".safetensors":
+        return read_weights(path)
+    return _finite(_read_pickle(path, True), path)
+
+
+def _finite(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(
@@ -184,8 +207,8 @@ def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
             f"{path} cannot be read with weights_only=True: it is damaged or holds more than tensors "
             f"({str(error).splitlines()[0][:120]}). Convert it to safetensors where it comes from."
         ) from error
-    while isinstance(value, Mapping) and isinstance(value.get("state_dict"), Mapping):
-        value = value["state_dict"]
+    while isinstance(value, Mapping) and (inner := [k for k in NESTED if isinstance(value.get(k), Mapping)]):
+        value = value[inner[0]]
     if not isinstance(value, Mapping) or not all(isinstance(v, Tensor) for v in value.values()):
         raise ValueError(
             f"{path} holds a {type(value).__name__} that is not a state dict; expected names -> tensors. "

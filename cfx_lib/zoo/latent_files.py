@@ -1,9 +1,10 @@
-"""Latent diffusion models from disk, from the hub, or around a pipeline: safetensors only, no remote code."""
+"""Latent diffusion models from disk, from the hub, or around a pipeline: safetensors unless told otherwise, no remote code."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+PICKLED = {"text_encoder": "pytorch_model"}  # transformers' pickles have another name
 
 
 def latent_diffusion(
@@ -56,9 +58,9 @@ def latent_diffusion(
 def load_latent(
     folder: str | Path, name: str = "", *, allow_pickle: bool = False, **options: Any
 ) -> LatentDiffusion:
-    """A latent diffusion model from a pipeline folder: safetensors only, whatever `allow_pickle`; weights in float32.
+    """A latent diffusion model from a pipeline folder, weights in float32.
 
-    `options`: bf16, channels_last, compile. Raises FileNotFoundError and ValueError as :func:`cfx_lib.zoo.load`.
+    A part that has only a pickle is read with `weights_only=True` where `allow_pickle` says so. `options`: bf16, channels_last, compile. Raises FileNotFoundError and ValueError as :func:`cfx_lib.zoo.load`.
     """
     import diffusers
 
@@ -71,14 +73,19 @@ def load_latent(
             f"{folder} has no {' and no '.join(missing)}; expected {', '.join(PARTS[kind])}, each in model_index.json "
             "and with a folder. Download or save the pipeline again."
         )
-    variants = {_check_weights(folder / part, WEIGHTS[part]) for part in PARTS[kind] if part in WEIGHTS}
+    parts = [part for part in PARTS[kind] if part in WEIGHTS]
+    variants = {_check_weights(folder / part, WEIGHTS[part], allow_pickle) for part in parts}
     extra = {"safety_checker": None, "requires_safety_checker": False} if kind == "text" else {}
-    quiet = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    quiet = {
+        "use_safetensors": None if "bin" in variants and len(variants) > 1 else "bin" not in variants,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
     try:
         cls = getattr(diffusers, index["_class_name"])
         variant = "fp16" if "fp16" in variants else None
         pipeline = cls.from_pretrained(str(folder), variant=variant, **quiet, **extra)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder} could not be read as a {index['_class_name']}: {reason}") from error
     model = LatentDiffusion(pipeline, name or folder.name, **options).float().requires_grad_(False).eval()
@@ -90,19 +97,21 @@ def load_latent(
     return model.to(memory_format=torch.channels_last) if options.get("channels_last") else model
 
 
-def _check_weights(part: Path, stem: str) -> str:
-    """Check the weight files of a part and return their variant, "" or "fp16". Raises ValueError, FileNotFoundError."""
+def _check_weights(part: Path, stem: str, allow_pickle: bool = False) -> str:
+    """Check the weight files of a part and return their variant, "", "fp16" or "bin". Raises ValueError, FileNotFoundError."""
     found = [p for p in sorted(part.glob("*.safetensors")) if p.name.startswith(stem)]
     plain = [p for p in found if not p.name.startswith(f"{stem}.fp16")]
     for path in plain or found:
         check_header(path)
     if not found:
         pickles = sorted(p.name for p in part.glob("*") if p.suffix in PICKLES)
+        if pickles and allow_pickle:
+            return "bin"
         if pickles:
             raise ValueError(
                 f"{part} has only a legacy pickle ({pickles[0]}), which can run code when it is opened; expected "
-                f"{stem}.safetensors. If you trust its source, load the pipeline with diffusers, call "
-                "save_pretrained(FOLDER), and give that folder."
+                f"{stem}.safetensors. If you trust its source, pass allow_pickle=True (it is read with weights_only=True), or "
+                "load the pipeline with diffusers, call save_pretrained(FOLDER), and give that folder."
             )
         raise FileNotFoundError(
             f"{part} holds no weights; expected {stem}.safetensors there. Download it again."
@@ -111,9 +120,16 @@ def _check_weights(part: Path, stem: str) -> str:
 
 
 def hub_patterns(kind: str, variant: str = "") -> list[str]:
-    """The files of a pipeline to download from the hub: configurations, tokenizer, and one set of safetensors."""
-    stems = [f"{part}/{WEIGHTS[part]}{variant}" for part in PARTS[kind] if part in WEIGHTS]
-    files = [name for stem in stems for name in (f"{stem}.safetensors", f"{stem}-*.safetensors")]
+    """The files of a pipeline to download from the hub: configurations, tokenizer, and one set of weights.
+
+    `variant`: "" or ".fp16" for safetensors; ".bin" for pickles.
+    """
+    parts = [part for part in PARTS[kind] if part in WEIGHTS]
+    if variant == ".bin":
+        files = [f"{part}/{PICKLED.get(part, WEIGHTS[part])}.bin" for part in parts]
+    else:
+        stems = [f"{part}/{WEIGHTS[part]}{variant}" for part in parts]
+        files = [name for stem in stems for name in (f"{stem}.safetensors", f"{stem}-*.safetensors")]
     return [
         "model_index.json",
         *(f"{part}/*.{end}" for part in PARTS[kind] for end in ("json", "txt")),

@@ -11,11 +11,14 @@ from typing import Any
 
 from cfx_lib.zoo.checksums import data_dir, listed, verify
 from cfx_lib.zoo.files import PICKLES, read_json
+from cfx_lib.zoo.manifest import published
+from cfx_lib.zoo.network import hub_problem, offline
 
 __all__ = ["fetch", "kind_of", "load", "names"]
 
 DTYPES = ("fp32", "bf16")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TIMM_NAME = re.compile(r"[a-z][\w]*(\.[\w]+)?")
 FEATURES = ("embedding", "trunk", "autoencoders")  # kinds of "cfx" that zoo/features.py reads
 LATENT = ("StableDiffusionPipeline", "DiTPipeline")  # what zoo/latent_files.py reads
 DENOISER_STEM, CLASSIFIER_STEM = "diffusion_pytorch_model", "model"
@@ -42,19 +45,30 @@ def load(
     """A trained model by name: `Denoiser`, `LatentDiffusion`, `AttributeClassifier`, `ClassClassifier`, `WrappedClassifier`
     (K classes), or what a metric looks through: `Embedding`, `PerceptualTrunk`, `AutoencoderSet`.
 
-    `name`: a shipped model ("personas/ddpm", see :func:`names`), a folder, or a hub id ("google/ddpm-celebahq-256",
-    "timm/resnet50.a1_in1k"; taken from the cache when offline). Models take images (N,C,H,W) in [-1,1] and come in
-    eval mode with frozen parameters. `dtype="bf16"` computes in bfloat16 by autocast; inputs and outputs stay
-    float32. `compile` uses torch.compile. Weights are read from safetensors; a legacy pickle needs
-    `allow_pickle=True` and is read with `weights_only=True`. Shipped files are checked against data/SHA256SUMS.
+    `name`: a shipped model ("personas/ddpm", see :func:`names`), a folder, a published checkpoint by its short name
+    ("sd-1.4", see :func:`cfx_lib.zoo.published`), a pretrained classifier of timm ("resnet50.a1_in1k"), or a hub id
+    ("google/ddpm-celebahq-256"); the last three come from the cache where they are in it, when offline from nowhere else.
+    Models take images (N,C,H,W) in [-1,1] and come in eval mode with frozen parameters. `dtype="bf16"` computes in bfloat16
+    by autocast; inputs and outputs stay float32. `compile` uses torch.compile. Weights are read from safetensors; a legacy
+    pickle needs `allow_pickle=True`, unless the manifest says that there is nothing else, and is read with
+    `weights_only=True`. Shipped files are checked against data/SHA256SUMS, published ones where their sum is known.
 
     Raises FileNotFoundError for a model that is not there (nearest names are offered), ValueError for one that is
     damaged, altered, of another format, or does not fit its configuration.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {DTYPES}.")
-    folder, shown = find(name, allow_pickle)
     options = {"bf16": dtype == "bf16", "channels_last": channels_last, "compile": compile}
+    if os.fspath(name) in published() and not Path(name).exists():
+        from cfx_lib.zoo.readers import load_published
+
+        return load_published(published()[os.fspath(name)], **options).eval().to(device)
+    folder, shown = find(name, allow_pickle)
+    return load_folder(folder, shown, allow_pickle, **options).eval().to(device)
+
+
+def load_folder(folder: Path, shown: str, allow_pickle: bool = False, **options: Any) -> Any:
+    """What a folder holds, see :func:`load`; `shown`: the model's name. `options`: bf16, channels_last, compile."""
     kind = kind_of(folder)
     if kind == "denoiser":
         from cfx_lib.zoo.denoiser import load_denoiser as load_kind
@@ -64,7 +78,7 @@ def load(
         from cfx_lib.zoo.features import load_features as load_kind
     else:
         from cfx_lib.zoo.classifiers import load_classifier as load_kind
-    return load_kind(folder, shown, allow_pickle=allow_pickle, **options).eval().to(device)
+    return load_kind(folder, shown, allow_pickle=allow_pickle, **options)
 
 
 # ---------------------------------------------------------------------------------------------------- finding
@@ -80,7 +94,10 @@ def find(name: str | os.PathLike[str], allow_pickle: bool = False) -> tuple[Path
         return given, given.resolve().name
     if given.is_file():
         raise ValueError(_single_file(given))
-    near = difflib.get_close_matches(text, sorted({*names(), *shipped}), 3, cutoff=0.5)
+    if pretrained := _of_timm(text):
+        return fetch(pretrained, allow_pickle), text
+    near = difflib.get_close_matches(text, sorted({*names(), *shipped, *published()}), 3, cutoff=0.5)
+    near = near or _near_timm(text)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     world = text.split("/")[0]
     own = any(
@@ -90,9 +107,31 @@ def find(name: str | os.PathLike[str], allow_pickle: bool = False) -> tuple[Path
     if own or looks_like_path or not HUB_ID.fullmatch(text):
         raise FileNotFoundError(
             f"there is no model {text!r}: expected a shipped name ({', '.join(names()) or 'none is on disk'}), "
-            f"an existing folder, or a hub id such as 'google/ddpm-celebahq-256'.{hint}"
+            f"a published one ({', '.join(published())}), a pretrained classifier of timm, an existing folder, or a hub id "
+            f"such as 'google/ddpm-celebahq-256'.{hint}"
         )
     return fetch(text, allow_pickle, hint), text
+
+
+def _of_timm(text: str) -> str | None:
+    """The hub id of a pretrained classifier of timm, by its name there ("resnet50.tv_in1k", or "resnet50" for the default)."""
+    if not TIMM_NAME.fullmatch(text):
+        return None
+    import timm
+
+    if not timm.is_model_pretrained(text):
+        return None
+    found = timm.get_pretrained_cfg(text)
+    return found.hf_hub_id if found is not None else None
+
+
+def _near_timm(text: str) -> list[str]:
+    """Names of pretrained classifiers of timm like this one; none for what cannot be one, so that timm is not imported."""
+    if not TIMM_NAME.fullmatch(text) or not re.search(r"[._\d]", text):
+        return []
+    import timm
+
+    return difflib.get_close_matches(text, timm.list_pretrained(), 3, cutoff=0.7)
 
 
 def _listed() -> dict[str, str]:
@@ -120,8 +159,9 @@ def _shipped(name: str) -> Path:
 def _single_file(path: Path) -> str:
     if path.suffix in PICKLES:
         return (
-            f"{path} is a single pickle file without a configuration; expected a folder. For weights in OpenAI's format "
-            "build the network with cfx_lib.zoo.adm.unet_from_openai(state_dict, config)."
+            f"{path} is a single pickle file without a configuration; expected a folder. Say what it is: "
+            "zoo.openai_denoiser(path, config) for OpenAI's format (it uses unet_from_openai), zoo.classifier_from_file, "
+            "zoo.embedding_from_file, or zoo.simsiam_from_file."
         )
     return f"{path} is a file; expected the folder that holds the model's configuration and weights."
 
@@ -165,26 +205,24 @@ def kind_of(folder: Path) -> str:
 # ---------------------------------------------------------------------------------------------------- the hub
 
 
-def fetch(hub_id: str, allow_pickle: bool = False, hint: str = "") -> Path:
+def fetch(hub_id: str, allow_pickle: bool = False, hint: str = "", revision: str | None = None) -> Path:
     """The local folder of a hub model: configurations first, then only the weights that are needed.
 
-    Works offline from the hub's cache. Raises FileNotFoundError when the model is neither there nor reachable.
+    `revision`: the commit, None for the newest. Works offline from the hub's cache. Raises FileNotFoundError when the model is
+    neither there nor reachable, or gated.
     """
     from huggingface_hub import snapshot_download
 
     def download(patterns: list[str]) -> Path:
         try:
-            return Path(snapshot_download(hub_id, allow_patterns=patterns))
+            only = {"revision": revision, "local_files_only": offline()}
+            return Path(snapshot_download(hub_id, allow_patterns=patterns, **only))
         except Exception as error:  # the hub client raises many kinds: HTTP, connection, validation, cache
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise FileNotFoundError(
-                f"{hub_id!r} is not a shipped model, not a folder, not in the hub's cache, and could not be downloaded "
-                f"({type(error).__name__}: {reason}). Check the name and the network, or give a local folder.{hint}"
-            ) from error
+            raise FileNotFoundError(hub_problem(hub_id, error, revision, hint)) from error
 
     folder = download(HUB_CONFIGS)
     if kind_of(folder) == "latent":  # other formats are refused before gigabytes are downloaded
-        return _fetch_latent(folder, download)
+        return _fetch_latent(folder, download, allow_pickle)
     suffixes = [".safetensors", ".fp16.safetensors"] + ([".bin"] if allow_pickle else [])
     for suffix in suffixes:
         if not _weights_in(folder):
@@ -198,8 +236,8 @@ def fetch(hub_id: str, allow_pickle: bool = False, hint: str = "") -> Path:
     return folder
 
 
-def _fetch_latent(folder: Path, download: Callable[[list[str]], Path]) -> Path:
-    """The parts of a pipeline in safetensors, of half precision where there are no others."""
+def _fetch_latent(folder: Path, download: Callable[[list[str]], Path], allow_pickle: bool) -> Path:
+    """The parts of a pipeline in safetensors, of half precision where there are no others; pickles only where allowed."""
     from cfx_lib.zoo.latent_files import PIPELINES, hub_patterns
 
     kind = PIPELINES[read_json(folder / "model_index.json")["_class_name"]]
@@ -207,9 +245,11 @@ def _fetch_latent(folder: Path, download: Callable[[list[str]], Path]) -> Path:
         folder = download(hub_patterns(kind, variant))
         if any(folder.glob("*/*.safetensors")):
             return folder
+    if allow_pickle and any(download(hub_patterns(kind, ".bin")).glob("*/*.bin")):
+        return folder
     raise FileNotFoundError(
-        f"{folder} has no safetensors weights. If you trust the pickles of its source, load the pipeline with diffusers, "
-        "call save_pretrained(FOLDER), and give that folder."
+        f"{folder} has no safetensors weights. If you trust the pickles of its source, pass allow_pickle=True (they are read with "
+        "weights_only=True), or load the pipeline with diffusers, call save_pretrained(FOLDER), and give that folder."
     )
 
 

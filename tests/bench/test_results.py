@@ -35,6 +35,19 @@ def test_rows_come_back_with_their_values_and_their_origin(tmp_path):
         back.row(n=64)
 
 
+def test_a_row_is_a_line_with_numbers_of_nine_digits(tmp_path):
+    rows = [
+        {"tiny": 1.2345678912e-16, "many": [2 / 3], "whole": 12345678912},
+        {"rate": Value(2 / 3, 1 / 3, 1.0, 3)},
+    ]
+    path = results.save("trial", rows, folder=tmp_path)
+    first, second = results.load("trial", folder=tmp_path).rows
+    assert first == {"tiny": 1.23456789e-16, "many": [0.666666667], "whole": 12345678912}
+    assert (second["rate"].mean, second["rate"].low, second["rate"].n) == (0.666666667, 0.333333333, 3)
+    lines = path.read_text().splitlines()
+    assert [line.strip()[:7] for line in lines[-4:]] == ['{"tiny"', '{"rate"', "]", "}"]
+
+
 def test_a_result_knows_the_weights_it_was_made_with(tmp_path, monkeypatch):
     today = {"weights/a/b/model.safetensors": "1" * 64, "weights/a/c/unet/model.safetensors": "2" * 64}
     monkeypatch.setattr(results.checksums, "listed", lambda: today | {"weights/a/b/config.json": "3" * 64})

@@ -93,7 +93,10 @@ def test_dime_at_paper_settings_prints_every_figure():
 def test_rows_can_be_kept_and_read_again(tmp_path):
     rows = [{"inner": "full", "flipped": metrics.flip_rate(torch.tensor([True, False])), "s": 1.5}]
     results.save("bench-inner", rows, folder=tmp_path)
-    assert results.load("bench-inner", folder=tmp_path).rows == rows
+    (row,) = results.load("bench-inner", folder=tmp_path).rows
+    assert (row["inner"], row["s"], row["flipped"].n) == ("full", 1.5, 2)
+    kept, was = (r["flipped"] for r in (row, rows[0]))
+    assert (kept.mean, kept.low, kept.high) == pytest.approx((was.mean, was.low, was.high), rel=1e-8)
 
 
 def test_text_shows_values_with_their_intervals():

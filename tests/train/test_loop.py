@@ -244,10 +244,10 @@ def test_augment_keeps_the_shape_and_varies() -> None:
 
 
 def test_every_shipped_name_has_a_recipe() -> None:
-    faces = ("ddpm", "smile-old", "brittle", "smile-shortcut", "old-weak", "oracle", "robust")
-    photographs = ("ddpm", "resnet", "convnext", "robust")
+    faces = ("ddpm", "smile-old", "brittle", "smile-shortcut", "old-weak", "oracle", "robust", "hit", "vit")
+    photographs = ("ddpm", "resnet", "convnext", "robust", "hit", "hit-pool", "vit")
     features = ("identity", "simsiam", "perceptual", "autoencoders")
-    latent = ("autoencoder", "sd", "dit", "oracle")
+    latent = ("autoencoder", "sd", "dit", "oracle", "tokens-smile", "tokens-shortcut")
     wanted = {"personas": (*faces, *features), "fashion": photographs, "avatars": latent}
     assert set(RECIPES) == {f"{world}/{n}" for world, names in wanted.items() for n in names}
     assert set(zoo.names()) <= set(RECIPES), "what lies in data/weights can be made again"

@@ -51,8 +51,8 @@ def test_the_recipe_leaves_words_and_a_card(tmp_path, monkeypatch):
     assert "| `<smile-1>` | 1 | 12 |" in card and "8 denoiser calls" in card and "3 validation faces" in card
 
 
-def test_the_recipes_are_the_theses_and_others_are_refused():
+def test_the_recipes_have_the_thesis_s_rates_and_others_are_refused():
     recipe = time_tokens("avatars/tokens-shortcut").recipe
-    assert (recipe.steps, recipe.batch, recipe.lr, recipe.weight_decay) == (800, 64, 0.01, 1e-4)
+    assert (recipe.steps, recipe.batch, recipe.lr, recipe.weight_decay) == (150, 16, 0.01, 1e-4)
     with pytest.raises(ValueError, match="no recipe for the words 'avatars/tokens-age'"):
         time_tokens("avatars/tokens-age")
