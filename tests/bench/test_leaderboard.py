@@ -111,7 +111,7 @@ def test_all_methods_explain_the_same_images(tiny):
 
 def test_weights_count_and_their_cards_do_not():
     found = leaderboard.weights_of(contestants.Personas.weights)
-    assert {"weights/personas/smile-old/config.json", "personas/test.png", "personas/test.csv"} <= set(found)
+    assert {"weights/personas/smile-old/config.json", "personas/test.webp", "personas/test.csv"} <= set(found)
     assert "weights/personas/smile-old/model.safetensors" in found
     assert not any(p.endswith("README.md") or p.startswith("weights/fashion") for p in found)
 
