@@ -37,7 +37,7 @@ def installed() -> dict[str, str]:
     return {canonicalize_name(d.metadata["Name"]): d.version for d in metadata.distributions()}
 
 
-def required(extras: tuple[str, ...] = ("lab", "dev")) -> set[str]:
+def required(extras: tuple[str, ...] = ("lab", "cluster", "dev")) -> set[str]:
     """Every distribution that the package with its extras needs here, directly or not."""
     lines = PROJECT["dependencies"] + [r for e in extras for r in PROJECT["optional-dependencies"][e]]
     todo, seen = [Requirement(line) for line in lines], {}

@@ -6,6 +6,7 @@ python -m cfx_lib.bench inner --images 64    more faces for the comparison of th
 python -m cfx_lib.bench --save               also keep each table as data/results/bench-NAME.json
 python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, hit, ldce, metrics, time)
 python -m cfx_lib.bench evaluate FOLDER      every metric for explanations that CFResult.save wrote
+python -m cfx_lib.bench run --methods all    the leaderboard: all methods on the same images, in shards
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         from cfx_lib.bench import command
 
         return command.main(arguments[1:])
+    if arguments[:1] == ["run"]:
+        from cfx_lib.bench import run_command
+
+        return run_command.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m cfx_lib.bench", description="Print the speed figures of this machine."
     )

@@ -127,6 +127,8 @@ def command(name: str) -> str:
     """The command that makes the result `name`."""
     if name.startswith("bench-"):
         return f"python -m cfx_lib.bench {name.removeprefix('bench-')} --save"
+    if name == "leaderboard":
+        return "python -m cfx_lib.bench run --methods all --mode full"
     return f"python -m cfx_lib.bench study {name.split('_')[0]} --only {name}"
 
 

@@ -60,6 +60,12 @@ def test_bad_input_is_explained(make_result):
         measure_peak_memory(list, device="meta")
 
 
+def test_flops_of_a_gradient_with_respect_to_the_input():
+    linear, x = torch.nn.Linear(8, 16, bias=False), torch.zeros(4, 8, requires_grad=True)
+    linear.requires_grad_(False)
+    assert measure_flops(lambda: torch.autograd.grad(linear(x).sum(), x)) == 2 * (2 * 4 * 8 * 16)
+
+
 def test_flops_of_known_operations():
     linear, conv = nn.Linear(8, 16), nn.Conv2d(3, 5, 3, padding=1)
     assert measure_flops(linear, torch.zeros(4, 8)) == 2 * 4 * 8 * 16
