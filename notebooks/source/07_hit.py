@@ -10,8 +10,8 @@
 # The methods of the other notebooks explain a network *from outside*: they change the picture until the answer changes.
 # The thesis ends with the opposite idea. **Build the network so that its decision can be read off.** The Hindered
 # Transformer (HiT; thesis, ch. 6) is a vision transformer with two things taken away. What remains is weaker as a
-# classifier, but its logit *is* a sum, with one term for every patch of the picture and every layer of the network. No
-# gradients, no sampling, no approximation.
+# classifier in the thesis (for here see section 9), but its logit *is* a sum, with one term for every patch of the picture and
+# every layer of the network. No gradients, no sampling, no approximation.
 #
 # A sum that you can see is a strong promise. This notebook builds it, proves it with numbers, and then asks what it is worth:
 # is the largest term the patch that matters? Does the sum give away a network that cheats?
@@ -84,7 +84,7 @@ claim = Ledger()  # keeps one verdict after the other for the table at the end, 
 # | name | role |
 # |:---|:---|
 # | `fashion/hit` | a HiT for the ten classes of Fashion-MNIST: 64 patches of 4 x 4 pixels, six layers |
-# | `fashion/vit` | a vision transformer (ViT) of the same size, trained in the same way |
+# | `fashion/vit` | a vision transformer (ViT) of the same size, trained for as long (with a learning rate of its own, section 9) |
 # | `fashion/hit-pool` | a HiT with 256 smaller patches, which are averaged, 2 x 2 at a time, between the layers |
 # | `personas/hit`, `personas/vit` | the same two for the faces of the other notebooks: smiling, and old; 64 patches of 8 x 8 |
 # | `personas/oracle` | the judge of notebook 02 |
@@ -126,7 +126,8 @@ say(
 # ## The idea in one figure
 #
 # Six pictures, and for each **the terms of its logit**: orange red speaks for the class, blue against. The classes are the one
-# that the network sees, and the runner-up.
+# that the network sees, and the runner-up. (Where nothing is said the picture shows through: grey where it is dark, white where it
+# is bright.)
 #
 # > **Predict first.** Where will the evidence be: on the outline, in the middle, in the background?
 
@@ -180,6 +181,9 @@ hits.stairs(
 #
 # $$ a(v) = \mathrm{softmax}_v\!\left(\frac{(x^q W_Q + b_Q)\cdot(v W_K + b_K)}{\sqrt{d_k}}\right) \tag{7.1} $$
 # $$ \mathrm{Attn}(x^q, x^t) = \sum_{v\in x^t} a(v)\,(v W_V + b_V) \tag{7.2} $$
+#
+# Here $x^q$ is the query token. $W_Q, W_K, W_V$, with their biases $b$, are learned linear maps (to query, key and value), and
+# $d_k$ is their width. A *head* $i$ of $h$ has its own maps and weights $a^i$, and $W_o^i$ is its part of $W_o$.
 #
 # A sum over the target tokens, one term each. If a token knows only its own patch, the term is *local*.
 #
@@ -350,7 +354,7 @@ say(f"Your blocks, one after the other, give the library's logits: the largest d
 # ### Who hears of it?
 #
 # Change **one patch** of a picture and watch all tokens. Every small map below is the grid of patches at one depth; what is
-# grey has not moved. (The intermediate network of Eq. 7.5 is not trained: who *can* hear of whom is a matter of the architecture.)
+# pale has not moved; the darker, the further it moved (relative to its length, on a logarithmic scale). (The intermediate network of Eq. 7.5 is not trained: who *can* hear of whom is a matter of the architecture.)
 #
 # > **Predict first.** After how many layers does the last corner of a ViT know of the change?
 
@@ -406,13 +410,16 @@ claim(
 #
 # What belongs to no patch is shared out evenly: the bias $b_o^l$ among the patches of its layer, the class token among
 # all. Mind that $x_0[0]$ is the class token *with its position embedding*. The thesis then runs the linear classifier on
-# every patch.
+# every patch, as a class activation map (CAM; Zhou et al. 2016) does with the last features of a convolutional network.
 #
 # But there is one more thing between the class token and the classifier: a **LayerNorm**, which the formula leaves out. It is
 # not linear. Still, it is nearly so: *once its mean $\mu$ and its deviation $\sigma$ are known*, it is a shift and a scaling. Both
 # are computed from the whole sum, as constants of the picture, and every term is then treated in the same way:
 #
 # $$ \mathrm{LN}(x_L[0]) = \sum_{l}\sum_{v}\Big[\frac{u_l(v) - \mu/(L N^2)}{\sigma}\odot\gamma + \frac{\beta}{L N^2}\Big] \tag{7.8} $$
+#
+# $\gamma$ and $\beta$ are the LayerNorm's learned weight and bias, and $\odot$ multiplies channel by channel. Below, $w_c$ and $b_c$
+# are row $c$ of the head and its bias.
 #
 # And the head is linear, so the logit of class $c$ is its bias plus one number for every layer and patch:
 #
@@ -501,7 +508,7 @@ with torch.no_grad():
     whole = vectors + b_o[:, None] / vectors.shape[2] + start / (layers * vectors.shape[2])
     lost = bare.pos_embed[0, 0]  # the released code forgets the class token's position embedding
     variants = {
-        "Eq. 6.8 as printed: no LayerNorm": whole.sum((1, 2)) @ head.weight.T,
+        "the terms of Eq. 6.8 straight into the head: no LayerNorm": whole.sum((1, 2)) @ head.weight.T,
         "each layer through the LayerNorm by itself": torch.stack([through_layernorm(whole[:, n], *books[:3]).sum(1) @ head.weight.T for n in range(layers)]).sum(0),
         "as released: without the class token's position": my_contributions(vectors, start - lost, b_o, *books).sum((1, 2)),
         "all of it (float32)": mine.sum((1, 2)),
@@ -512,7 +519,8 @@ results.show_table([{"the books": who, "largest gap to the logit": f"{g:.1e}"} f
 assert gaps["all of it (float32)"] < 1e-3 and gaps["all of it (float64)"] < 1e-9
 claim("Patch by patch and layer by layer the contributions sum to the logit (with the LayerNorm and the head's bias)", "Eq. 6.8, completed",
       REPRODUCED if gaps["all of it (float64)"] < 1e-9 else NOT_REPRODUCED)  # fmt: skip
-claim("... read literally, with the last LayerNorm left out", "Eq. 6.8", REPRODUCED if gaps["Eq. 6.8 as printed: no LayerNorm"] < 1e-3 else NOT_REPRODUCED)  # fmt: skip
+claim("The sum of the map is the logit when the classifier is run on the terms of Eq. 6.8 as they are, without the last LayerNorm", "Sect. 6.3.3, after Eq. 6.8",
+      REPRODUCED if gaps["the terms of Eq. 6.8 straight into the head: no LayerNorm"] < 1e-3 else NOT_REPRODUCED)  # fmt: skip
 
 # %% [markdown]
 # ### Exact is not unique
@@ -520,7 +528,7 @@ claim("... read literally, with the last LayerNorm left out", "Eq. 6.8", REPRODU
 # The terms sum to the logit. Is the sum therefore *the* explanation? Change the bookkeeping and see:
 #
 # - **Another share of the mean.** In Eq. 7.8 every term gives up the same share of $\mu$. It could as well give up *its own*
-#   mean (Exercise 07.4 mentions it). The sum stays the same to the last digit.
+#   mean. The sum stays the same, up to rounding.
 # - **Another zero.** Add one map to the maps of *all* classes and no probability moves, since softmax looks at differences only. So
 #   one may as well show what a patch adds *more than to the mean of all classes*, or *more than to the runner-up*, as in the
 #   first figure.
@@ -604,6 +612,21 @@ say(
 accuracy_full = stored("hit_accuracy") if small else []
 
 # %% [markdown]
+# What it refuses: pictures of another size, and networks whose logit is no such sum.
+
+# %%
+side = bare.img_size[0]
+for what, ask in {
+    f"a picture of {side - 2} x {side - 2} pixels": lambda: hit.contributions(net, x[:1, :, :-2, :-2]),
+    "a ViT": lambda: hit.contributions(rival, x[:1]),
+}.items():
+    try:
+        ask()
+        raise AssertionError(what)
+    except ValueError as refused:
+        say(f"*{what}*: {refused}")
+
+# %% [markdown]
 # ## 5 · The trajectory of a decision
 #
 # The sum runs over layers, too. So we can follow how a decision comes about: what the layers add one after the other, and where
@@ -676,7 +699,8 @@ hits.hide(net, p[:1], maps[0], int(target[0]), colour=background, name=names[int
 # %% [markdown]
 # They do not agree, and neither is wrong. *Leaving the term out* is arithmetic. *Painting the patch* is a new picture, and the network
 # does three things with it:
-# 1. the painted patch has a term, too: emptiness is evidence;
+# 1. the painted patch has a term, too. The paint is the network's zero, the mean grey of its pictures: on a black background it is
+#    a new object;
 # 2. the softmax shares out one unit of attention. A patch that loses it gives it to all others;
 # 3. the LayerNorm's $\mu$ and $\sigma$ are those of another sum.
 #
@@ -694,7 +718,7 @@ hits.hide(net, p[:1], maps[0], int(target[0]), colour=background, name=names[int
 # %% tags=["exercise"]
 @exercise("07.6")
 def hide_each_patch(classifier, x, target, patch, colour):
-    """x (N,C,H,W), target (N,), the patch's side in pixels, a number -> falls of the logit (N, H/patch, W/patch)."""
+    """x (N,C,H,W), target (N,), the patch's side in pixels, colour: a number or (C,1,1) -> falls of the logit (N, H/patch, W/patch)."""
 
     # SOLUTION
     def logit(images):
@@ -752,7 +776,7 @@ results.show_table(
 )
 say(f"Rank correlation of terms and falls, image by image: {ranked}.")
 claim(
-    "The terms predict what painting a patch does to the logit (rank correlation above 0.5)",
+    "The terms predict what painting a patch in the network's zero does to the logit (rank correlation above 0.5)",
     "this course",
     less(0.5, ranked),
 )
@@ -893,6 +917,7 @@ claim("More of the fair one's map lies on the mouth than the mouth's share of th
 if shortcut_full:
     claim("In the shortcut network more of HiT's own map than of Grad-CAM's lies on the glasses", "this course", less(mapped("share_absolute", name="Grad-CAM"), share_shortcut))  # fmt: skip
     claim("... and more than of the attention", "this course", less(mapped("share_absolute", name="rollout"), share_shortcut))  # fmt: skip
+    claim("... and more than of the integrated gradients", "this course", less(mapped("share_absolute", name="integrated gradients"), share_shortcut))  # fmt: skip
 
 # %% [markdown]
 # Look at the *difference*, too. Same face, glasses on and off: which terms change, and do those on the glasses make up the change of
@@ -916,11 +941,23 @@ for who, c in HITS.items():
     )
 results.show_table(changes)
 
+# %%
+yours_moved = {name: float(v) for name, v in changes[1].items() if name != "network"}
+strongest = {
+    when: metrics.average(m["yours"].flatten(1).amax(1))
+    for when, m in (("with", glasses_maps), ("without", bare_maps))
+}
+say(
+    f"Of the {yours_moved['logit of smiling, by glasses']:.2f} that the glasses add to your network's logit, {yours_moved['by terms on the glasses']:.2f} are terms on them. The rest, "
+    f"{yours_moved['by terms elsewhere']:.2f}, are terms elsewhere that changed although their patches did not: attention is shared out anew, and the LayerNorm has other statistics (section 6). "
+    f"The largest term of a face is {strongest['with']} with glasses and {strongest['without']} without, on average."
+)
+
 # %% [markdown]
 # ### Do the map and a counterfactual agree?
 #
 # The thesis ends on this (Sect. 7.2): "if an interpretability method behaves as expected, the counterfactual should input the
-# expected changes learned by the interpretable architecture". A HiT can be explained from outside as well. DiME (notebook
+# expected changes learned by the interpretable architecture to change the classification". A HiT can be explained from outside as well. DiME (notebook
 # 02) asks for the other class; the map says where the evidence for the present one is. Do they point at the same patches?
 
 # %%
@@ -971,24 +1008,33 @@ if agreed:
     say(
         "**Stored**, on more faces. The *gap* compares with the map of another face: eyes are above mouths on every face, which alone makes maps alike."
     )
-    results.show_table(agreed, {"network": "network", "images": "faces", "flip_rate": "flip rate", "eyeglasses_changed": "glasses changed", "smile_changed": "smile changed", "change": "DiME's change on the glasses", "change_mouth": "on the mouth",
+    results.show_table(agreed, {"network": "network", "images": "faces", "setting": "noise", "flip_rate": "flip rate", "eyeglasses_changed": "glasses changed", "smile_changed": "smile changed", "change": "DiME's change on the glasses", "change_mouth": "on the mouth",
                        "share_absolute": "|map| on the glasses", "mouth_absolute": "on the mouth ", "spearman_absolute": "rank correlation", "spearman_shuffled_absolute": "with another face", "spearman_gap_absolute": "gap", "n": "faces"})  # fmt: skip
+    say(
+        "Your network's correlation may be far from the stored one's: another training, few faces, and ranks of a map in which most terms are almost zero."
+    )
+    say(
+        "DiME's noise alone takes glasses off: with much noise it does so for the *fair* HiT as well. So compare the two networks, with the same settings."
+    )
 
     def pair(metric, network, images):
         """One entry of the stored table of counterfactuals."""
         return value(shortcut_full, metric, part="DiME", network=network, images=images)
 
-    claim("They point at the same part of the face: DiME's change of the shortcut HiT's answer is on the glasses beyond their area", "Sect. 7.2, asked there",
-          less(pair("area", "shortcut", "glasses on"), pair("change", "shortcut", "glasses on")))  # fmt: skip
-    claim("... and of the fair HiT's answer on the mouth beyond its area", "Sect. 7.2, asked there", less(pair("mouth_area", "fair", "mixed"), pair("change_mouth", "fair", "mixed")))  # fmt: skip
-    rank_verdicts = {}
-    for network, images in (("fair", "mixed"), ("shortcut", "glasses on")):
-        rank_verdicts[network] = less(0.0, pair("spearman_gap_absolute", network, images))
-        claim(f"Patch by patch: map and change of a face rank its patches more alike than those of different faces ({network} HiT)", "Sect. 7.2, asked there", rank_verdicts[network])  # fmt: skip
-    if REPRODUCED not in rank_verdicts.values():
+    claim("DiME puts glasses on bare faces more often for the shortcut HiT than for the fair one", "Sect. 7.2, asked there", less(pair("eyeglasses_changed", "fair", "bare"), pair("eyeglasses_changed", "shortcut", "bare")))  # fmt: skip
+    claim("... more of its change lies on the place of the glasses than for the fair one (bare faces)", "Sect. 7.2, asked there", less(pair("change", "fair", "bare"), pair("change", "shortcut", "bare")))  # fmt: skip
+    claim("... also on faces that wear glasses", "Sect. 7.2, asked there", less(pair("change", "fair", "glasses on"), pair("change", "shortcut", "glasses on")))  # fmt: skip
+    claim("... and less of it on the mouth (bare faces)", "Sect. 7.2, asked there", less(pair("change_mouth", "shortcut", "bare"), pair("change_mouth", "fair", "bare")))  # fmt: skip
+    claim("DiME's change of the fair HiT's answer is on the mouth beyond its area", "Sect. 7.2, asked there", less(pair("mouth_area", "fair", "mixed"), pair("change_mouth", "fair", "mixed")))  # fmt: skip
+    rank_verdicts = []
+    for network, images in (("fair", "mixed"), ("shortcut", "glasses on"), ("shortcut", "bare")):
+        rank_verdicts.append(less(0.0, pair("spearman_gap_absolute", network, images)))
+        claim(f"Patch by patch: map and change of a face rank its patches more alike than those of different faces ({network} HiT, {images})", "Sect. 7.2, asked there", rank_verdicts[-1])  # fmt: skip
+    if rank_verdicts.count(REPRODUCED) < len(rank_verdicts):
         say(
-            "So the two agree about *the part of the face*, which is the same on all these faces, and not visibly about more. A counterfactual redraws whole shapes, and much that is correlated "
-            "with them; a map may sit on very few patches. On faces that are drawn alike, other faces are a hard comparison: the layout, which both get right, does not count."
+            "So on bare faces the counterfactual tells the two networks apart, as the map does. The two agree about *the part of the face*, which is the same on all these faces, and hardly about more. "
+            "A counterfactual redraws whole shapes, and much that is correlated with them; a map may sit on very few patches. On faces that are drawn alike, other faces are a hard comparison: the "
+            "layout, which both get right, does not count."
         )
 
 # %% [markdown]
@@ -1005,13 +1051,14 @@ if agreed:
 # `colour`.
 #
 # <details><summary>Hint</summary>The <code>argsort</code> of an <code>argsort</code> is each patch's place in the order. Make the places as large
-# as the image with <code>repeat_interleave</code>, and paint with <code>torch.where(place &lt; k, ...)</code>.</details>
+# as the image with <code>repeat_interleave</code>, and paint with <code>torch.where(place &lt; k, ...)</code>. An empty picture is
+# <code>torch.zeros_like(x) + colour</code>.</details>
 
 
 # %% tags=["exercise"]
 @exercise("07.7")
 def deletion_curve(classifier, x, maps, target, colour):
-    """x (N,C,H,W), maps (N,h,w), target (N,), a number -> P(target) after k patches (N, h w + 1)."""
+    """x (N,C,H,W), maps (N,h,w), target (N,), colour: a number or (C,1,1) -> P(target) after k patches (N, h w + 1)."""
     # SOLUTION
     place = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).view_as(maps)
     place = place.repeat_interleave(x.shape[2] // maps.shape[1], 1)
@@ -1466,11 +1513,11 @@ if sanity_full:
 # random direction. Where a decision hangs on very few patches, as on these faces, they stand out in any direction, and the map
 # keeps its place (though not its sign: the check takes the absolute value). And attention knows of no head, so it cannot change with one.
 #
-# ### Table 6.3: why is a HiT weaker?
+# ### Table 6.3: why is the thesis's HiT weaker?
 #
 # The thesis suspects the missing exchange between patches, and tests it by pooling: neighbours are merged between the layers, by
-# an average (still one region for each token) or by a convolution (overlapping regions, so the map becomes
-# blurred). And it trains longer, and with the binary cross-entropy (BCE).
+# an average (still one region for each token) or by a convolution, that of the IdentityFormer (Yu et al. 2024; overlapping regions, so the map
+# becomes blurred). And it trains longer, like DeiT III (Touvron et al. 2022), and with the binary cross-entropy (BCE).
 
 # %%
 POOLING = {"none": "no pooling", "avg": "average", "conv": "convolution"}
@@ -1645,7 +1692,7 @@ display(
 
 # %% [markdown]
 # How HiT fails, and how to tell:
-# - **It is weaker.** Patches that never meet cannot say *a sole under a shaft*; only the class token sees both, through a sum.
+# - **It may be weaker.** In the thesis it is; our short trainings do not show it. Patches that never meet cannot say *a sole under a shaft*; only the class token sees both, through a sum.
 # - **Empty patches have terms**, since constants and positions do. A term in the background is real, and may only mean *nothing is here*.
 # - **A sum, not a cause.** What would happen without a patch is another question (section 6). Ask it by painting, or by a counterfactual.
 # - **One of many exact accounts** (section 3): compare classes, not bare logits.
