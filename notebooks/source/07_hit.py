@@ -952,6 +952,11 @@ say(
     f"Of the {yours_moved['logit of smiling, by glasses']:.2f} that the glasses add to your network's logit, {yours_moved['by terms on the glasses']:.2f} are terms on them. The rest, "
     f"{yours_moved['by terms elsewhere']:.2f}, are terms elsewhere that changed although their patches did not: attention is shared out anew, and the LayerNorm has other statistics (section 6). "
     f"The largest term of a face is {strongest['with']} with glasses and {strongest['without']} without, on average."
+    + (
+        " On a bare face hardly anything speaks for a smile: your network says *no* because nothing says *yes*."
+        if strongest["without"].mean < 0.2 * strongest["with"].mean
+        else ""
+    )
 )
 
 # %% [markdown]
@@ -1190,12 +1195,12 @@ ranks = {
 if less(ranks["Grad-CAM"], ranks["random"]) == REPRODUCED:
     signed = ranks["Grad-CAM, signed"]
     kept = (
-        f" (keeping its negative values does not help: {signed})"
+        f"; keeping its negative values does not help: {signed}"
         if less(signed, ranks["random"]) == REPRODUCED
         else ""
     )
     say(
-        f"And Grad-CAM is *worse than chance* here (insertion {ranks['Grad-CAM']}, chance {ranks['random']}){kept}: perhaps because it weighs the channels of all patches alike, as for the maps of a "
+        f"And Grad-CAM is *worse than chance* here (insertion {ranks['Grad-CAM']}, chance {ranks['random']}{kept}), perhaps because it weighs the channels of all patches alike, as for the maps of a "
         "convolution, while a HiT weighs each patch by its attention."
     )
 
@@ -1229,7 +1234,7 @@ if nauc_full:
             claim(f"Across networks: HiT's map has a higher insertion nAUC than {other} on a ViT ({world}, zero)", "Fig. 6.3",
                   less(best["insertion"](theirs, other), best["insertion"](ours, "HiT")))  # fmt: skip
             claim(f"... and a lower deletion nAUC ({world}, zero)", "Fig. 6.3", less(best["deletion"](ours, "HiT"), best["deletion"](theirs, other)))  # fmt: skip
-    claim("... than integrated gradients on a ViT: a lower deletion nAUC (Fashion-MNIST, zero)", "this course", less(best["deletion"]("fashion/hit", "HiT"), best["deletion"]("fashion/vit", "integrated gradients")))  # fmt: skip
+    claim("Across networks: HiT's map has a lower deletion nAUC than integrated gradients on a ViT (Fashion-MNIST, zero)", "this course", less(best["deletion"]("fashion/hit", "HiT"), best["deletion"]("fashion/vit", "integrated gradients")))  # fmt: skip
     own, looked_at, elsewhere = (
         best["insertion"](model, who)
         for model, who in (("fashion/hit", "HiT"), ("fashion/hit", "rollout"), ("fashion/vit", "rollout"))
@@ -1239,7 +1244,7 @@ if nauc_full:
             f"Beware: on the *same* HiT, attention alone scores as high in insertion ({looked_at}) as HiT's map ({own}); on the ViT it scores {elsewhere}. Most of the lead over the ViT belongs to the "
             "network, which keeps its answer with few patches, and not to the map. That is what the thesis warns of."
         )
-claim("... than ProtoPFormer and A-ViT, on ImageNet and CUB", "Fig. 6.3", NEEDS_GPU)
+claim("Across networks: HiT's map against ProtoPFormer and A-ViT, on ImageNet and CUB", "Fig. 6.3", NEEDS_GPU)
 
 # %% [markdown]
 # ### Table 6.1: what does it cost, what does it save?
@@ -1517,18 +1522,18 @@ for _, stage, before, after in hit_probes.sanity(net, curved[:16], {"HiT": hit_p
 sanity_full = stored("hit_sanity") if small else []
 level = hit_probes.chance_correlation(rows * columns)
 stage_names = list(sanity_here)
-display(
-    plots.curve(
-        {
-            f"{kind}": (list(range(1, len(stage_names) + 1)), [sanity_here[s][kind] for s in stage_names])
-            for kind in ("spearman", "pearson")
-        },
-        xlabel="parts drawn anew, from the head alone to the whole network",
-        ylabel="|correlation| with the trained map",
-        title="Sanity check, this run (16 images, one seed)",
-        hlines={"unrelated maps": level},
-    )
+falling = plots.curve(
+    {
+        f"{kind}": (list(range(1, len(stage_names) + 1)), [sanity_here[s][kind] for s in stage_names])
+        for kind in ("spearman", "pearson")
+    },
+    xlabel="drawn anew: the head, and all down to this part",
+    ylabel="|correlation| with the trained map",
+    title="Sanity check, this run (16 images, one seed)",
+    hlines={"unrelated maps": level},
 )
+falling.axes[0].set_xticks(range(1, len(stage_names) + 1), stage_names, rotation=45, ha="right")
+display(falling)
 if sanity_full:
     for kind, label in (
         ("spearman", "rank correlation"),
@@ -1574,8 +1579,12 @@ if sanity_full:
         "Fig. 6.6b, there on photographs",
         less(sane("pearson", after_head, **faces_stage), 0.5),
     )
-    claim("... (Pearson, top fifth)", "Fig. 6.6b", less(sane("pearson_top", after_head), 0.5))
-    claim("... (Pearson, top fifth, faces)", "Fig. 6.6b, there on photographs", less(sane("pearson_top", after_head, **faces_stage), 0.5))  # fmt: skip
+    claim(
+        "With a random head, by less than 0.5 (Pearson, top fifth; Fashion-MNIST)",
+        "Fig. 6.6b",
+        less(sane("pearson_top", after_head), 0.5),
+    )
+    claim("... (Pearson, top fifth; faces)", "Fig. 6.6b, there on photographs", less(sane("pearson_top", after_head, **faces_stage), 0.5))  # fmt: skip
     claim("The attention fails where HiT's map passes: with a random head it is still the same map", "this course", less(0.99, sane("spearman", after_head, "rollout")))  # fmt: skip
 
 # %% [markdown]
