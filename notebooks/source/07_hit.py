@@ -1215,10 +1215,14 @@ nauc_full = stored("hit_nauc") if small else []
 if nauc_full:
     results.show_table(nauc_full, {"model": "network", "map": "map", "replacement": "painted with", "insertion_nauc": "insertion nAUC", "deletion_nauc": "deletion nAUC", "n": "images"})  # fmt: skip
     zero_rows = only(nauc_full, replacement="zero")
-    for kind in ("insertion", "deletion"):
+    for folder, kind in [(f, k) for f in ("fashion", "personas") for k in ("insertion", "deletion")]:
         display(
             plots.interval_bars(
-                [(f"{row['model']}: {row['map']}", None, row[f"{kind}_nauc"]) for row in zero_rows],
+                [
+                    (f"{row['model']}: {row['map']}", None, row[f"{kind}_nauc"])
+                    for row in zero_rows
+                    if row["model"].startswith(folder)
+                ],
                 xlabel=f"{kind} nAUC ({'high' if kind == 'insertion' else 'low'} is good), painted with zero",
             )
         )
