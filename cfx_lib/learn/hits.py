@@ -151,13 +151,12 @@ def stairs(
         ax.bar(np.arange(len(steps)), tops - bottoms, bottom=bottoms, color=colours, width=1.0)
         ax.axhline(start, color="#777777", linestyle=":", linewidth=1.0)
         ax.axhline(tops[-1], color=plots.BLACK, linewidth=1.0)
-        for y, text, side, align in (
-            (start, f"bias {start:.2f}", 0.98, "right"),
-            (tops[-1], f"{end} {tops[-1]:.2f}", 0.02, "left"),
+        for y, text, at in (
+            (start, f"bias {start:.2f}", "top" if start <= tops[-1] else "bottom"),
+            (tops[-1], f"{end} {tops[-1]:.2f}", "bottom" if start <= tops[-1] else "top"),
         ):
-            place = {"xycoords": ("axes fraction", "data"), "ha": align, "va": "bottom", "fontsize": 8}
-            place["bbox"] = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5}
-            ax.annotate(text, (side, y), **place)
+            place = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": at, "fontsize": 8}
+            ax.annotate(text, (1.02, y), **place)
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("patches, the largest contribution first")
         ax.grid(axis="x", visible=False)
