@@ -452,12 +452,16 @@ def _(answer: Callable) -> None:
 # ------------------------------------------------------------------------------------ 07.7 deletion
 
 
-def deletion_curve(classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: float) -> Tensor:
+def deletion_curve(
+    classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: float | Tensor
+) -> Tensor:
     """P(target) while patches are painted, most salient first: x (N,C,H,W), maps (N,h,w) -> (N, h w + 1)."""
     return _curve(classifier, x, maps.to(x.device), target, colour)
 
 
-def _curve(classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: float, how: str = "") -> Tensor:
+def _curve(
+    classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: float | Tensor, how: str = ""
+) -> Tensor:
     """The curve with one thing wrong."""
     order = maps.flatten(1).argsort(dim=1, descending=how != "ascending", stable=True)
     place = (order if how == "one argsort" else order.argsort(1)).view_as(maps)
@@ -488,8 +492,12 @@ def _curve(classifier: Map, x: Tensor, maps: Tensor, target: Tensor, colour: flo
     reference=deletion_curve,
 )
 def _(answer: Callable) -> None:
-    x, target, colour = images(3, 1, 6, 9), torch.tensor([2, 0, 1]), -0.2
-    weight, maps = torch.randn(54, 3) * 0.4, torch.randn(3, 2, 3)
+    x, target, colour = (
+        images(3, 3, 6, 9),
+        torch.tensor([2, 0, 1]),
+        torch.tensor([-0.2, 0.0, 0.1])[:, None, None],
+    )
+    weight, maps = torch.randn(162, 3) * 0.25, torch.randn(3, 2, 3)
 
     def classifier(pictures: Tensor) -> Tensor:
         return pictures.flatten(1) @ weight

@@ -178,6 +178,7 @@ WRONG = {
         (_curve("first"), "start is missing"),
         (_curve("last"), "end is missing"),
         (_curve("mean"), "its own curve"),
+        (lambda classifier, x, maps, target, colour: torch.full_like(x, colour), "full_like"),
         (lambda classifier, x, maps, target, colour: _curve("")(classifier, x, maps, target, colour) / 2, "step by step"),
     ],
     "07.8": [
