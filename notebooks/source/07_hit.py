@@ -1506,15 +1506,20 @@ claim(f"The last layer alone is more accurate than the first alone ({pictures})"
 # A map that shows edges of the picture looks convincing for any network, trained or not. The sanity check (Adebayo et al. 2018):
 # replace the weights by random ones, from the head down, and compare the maps. They must fall apart.
 
+
 # %%
-checked = p[:1]
+def part_of(stage):
+    """The part of the network as this notebook counts it: "block 0" is layer 1."""
+    return f"layer {int(stage.removeprefix('block ')) + 1}" if stage.startswith("block ") else stage
+
+
 stages = {"trained": net} | dict(hit_probes.cascade(net, seed=0))
 shown_stages = [stage for n, stage in enumerate(stages) if n < 3 or n in (len(stages) // 2, len(stages) - 1)]
 display(
     plots.image_rows(
         {f"picture {n + 1}": torch.cat([p[n : n + 1].cpu().expand(-1, 3, -1, -1), *(hits.over(p[n : n + 1], hit.contribution_map(stages[s], p[n : n + 1], target[n : n + 1])) for s in shown_stages)])
          for n in range(min(3, len(p)))},
-        col_labels=["input", *(s if s == "trained" else f"random:\n{s}" for s in shown_stages)],
+        col_labels=["input", *(s if s == "trained" else f"random:\n{part_of(s)}" for s in shown_stages)],
         title="The terms of the same class while the network is randomised, from the head down",
     )
 )  # fmt: skip
@@ -1536,7 +1541,9 @@ falling = plots.curve(
     title="Sanity check, this run (16 images, one seed)",
     hlines={"unrelated maps": level},
 )
-falling.axes[0].set_xticks(range(1, len(stage_names) + 1), stage_names, rotation=45, ha="right")
+falling.axes[0].set_xticks(
+    range(1, len(stage_names) + 1), [part_of(s) for s in stage_names], rotation=45, ha="right"
+)
 display(falling)
 if sanity_full:
     for kind, label in (
@@ -1551,7 +1558,9 @@ if sanity_full:
         shown_rows = []
         for name, who in dict.fromkeys((row["model"], row["map"]) for row in sanity_full if kind in row):
             rows_of = only(sanity_full, model=name, map=who)
-            shown_rows.append({"network": name, "map": who} | {row["stage"]: row[kind] for row in rows_of})
+            shown_rows.append(
+                {"network": name, "map": who} | {part_of(row["stage"]): row[kind] for row in rows_of}
+            )
         results.show_table(shown_rows)
 
 

@@ -4,11 +4,10 @@ import functools
 from pathlib import Path
 
 import latents as tiny
-import nbformat
+import paper_runs
 import pytest
 import timm
 import torch
-from nbclient import NotebookClient
 from timm.models import save_for_hf
 
 from cfx_lib.learn import latents as tools
@@ -47,15 +46,6 @@ def test_every_cell_runs_on_checkpoints_from_disk(checkpoints, tmp_path, monkeyp
     if classes:  # a class-conditional model beside the one with text, for LDCE-cls
         tiny.dit(classes=1000, levels=4).save_pretrained(tmp_path / "dit")
         monkeypatch.setenv("CFX_DIT", str(tmp_path / "dit"))
-    notebook = nbformat.read(SOLUTION, 4)
-    (parameters,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    parameters.source = 'MODE = "paper"'
-    setup = next(k for k, c in enumerate(notebook.cells) if "N, FEW, HARD, SLOW_ONES, MANY" in c.source)
-    notebook.cells[setup].source += SMALLER
-    place = {"metadata": {"path": str(SOLUTION.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
-    said = "".join(
-        o.get("text", "") or str(o.get("data", "")) for c in notebook.cells for o in c.get("outputs", [])
-    )
+    said = paper_runs.run(SOLUTION, "N, FEW, HARD, SLOW_ONES, MANY", SMALLER)
     assert "a photo of a zebra" in said or "sorrel" in said  # the prompts of the published mode
     assert ("| LDCE-cls |" in said) == classes  # its row of the tables

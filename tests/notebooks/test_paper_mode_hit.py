@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import nbformat
 import numpy as np
+import paper_runs
 import pytest
 import timm
 import torch
-from nbclient import NotebookClient
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import save_for_hf
@@ -57,15 +56,6 @@ def checkpoints(tmp_path, monkeypatch):
 
 
 def test_every_cell_runs_on_checkpoints_from_disk(checkpoints):
-    notebook = nbformat.read(SOLUTION, 4)
-    (parameters,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    parameters.source = 'MODE = "paper"'
-    setup = next(k for k, c in enumerate(notebook.cells) if "SHOWN, MANY, CURVES" in c.source)
-    notebook.cells[setup].source += SMALLER
-    place = {"metadata": {"path": str(SOLUTION.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place).execute()
-    said = "".join(
-        o.get("text", "") or str(o.get("data", "")) for c in notebook.cells for o in c.get("outputs", [])
-    )
+    said = paper_runs.run(SOLUTION, "SHOWN, MANY, CURVES", SMALLER)
     assert "4 x 4 patches of 8 x 8 pixels, 3 layers" in said  # the checkpoint's network
     assert "Your terms and the library's, 48,000 a picture" in said
