@@ -1,0 +1,255 @@
+"""The ledger: every claim of the papers that can be tested, its check, and the verdict. `python -m cfx_lib.bench claims`.
+
+A `Claim` is a sentence in our words with the place where a paper says it, and a check. The check asks the `Evidence` for
+measurements and returns a `Finding`: what was measured, what it is compared with, and the verdict, which follows from the
+intervals alone. The claims of a paper stand in `ledger/PAPER.py`.
+
+Where a measurement comes from depends on the mode:
+
+* ``fast`` (some minutes): tables that a ledger can make on a few images are made here and now, others are read from
+  `data/results/`, and exact checks are computed;
+* ``full``: all tables are read from `data/results/`, where `python -m cfx_lib.bench study NAME` keeps them; exact checks are
+  computed. `again=True` makes the tables first, which takes hours. The command keeps the ledger as data/results/claims.json.
+
+Every line says its source, and a table made with other weights than today's is called so.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from cfx_lib.bench import results
+from cfx_lib.bench.verdicts import INCONCLUSIVE, NEEDS_GPU, VERDICTS, holds, less, near
+from cfx_lib.metrics import Value
+
+__all__ = [
+    "Claim",
+    "Evidence",
+    "Finding",
+    "check",
+    "chosen",
+    "counts",
+    "every",
+    "exact",
+    "larger",
+    "line",
+    "load",
+    "needs_gpu",
+    "smaller",
+    "within",
+]
+
+Row = Mapping[str, Any]
+PAPERS = ("dime", "ace", "dvce", "ldce", "time", "hit")
+MODES = ("fast", "full")
+NAME = "claims"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    what: the measured thing, in a few words. effect: its value, or None where nothing could be measured. against: what the
+    claim compares it with. n: images, taken from the effect where it is a `Value`.
+    """
+
+    verdict: str
+    what: str
+    effect: Value | float | None = None
+    against: Value | float | None = None
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict = {self.verdict!r}; expected one of {', '.join(VERDICTS)}.")
+        if self.n is None and isinstance(self.effect, Value):
+            object.__setattr__(self, "n", self.effect.n)
+
+
+def smaller(what: str, a: Value | float | None, b: Value | float | None) -> Finding:
+    """The claim a < b; `what` says what a and b are. A number is its own interval. A paired difference: `smaller(what, gap, 0.0)`."""
+    return Finding(less(a, b), what, a, b, n=_images(a, b))
+
+
+def larger(what: str, a: Value | float | None, b: Value | float | None) -> Finding:
+    """The claim a > b, with a shown first."""
+    return Finding(less(b, a), what, a, b, n=_images(a, b))
+
+
+def within(
+    what: str, a: Value | float | None, b: Value | float | None, tolerance: float, n: int | None = None
+) -> Finding:
+    """The claim |a - b| <= tolerance."""
+    return Finding(near(a, b, tolerance), what, a, b, n=_images(a, b) if n is None else n)
+
+
+def exact(what: str, error: float | None, tolerance: float, n: int | None = None) -> Finding:
+    """The claim that an identity holds: its largest error, no matter of chance, is at most the tolerance."""
+    if error is None or math.isnan(error):
+        return Finding(INCONCLUSIVE, what, None, tolerance, n)
+    return Finding(holds(error <= tolerance), what, float(error), tolerance, n)
+
+
+def needs_gpu(what: str) -> Finding:
+    """Nothing was measured: the claim is about networks or machines that are not here."""
+    return Finding(NEEDS_GPU, what)
+
+
+def _images(*values: Value | float | None) -> int | None:
+    return next((v.n for v in values if isinstance(v, Value)), None)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper: a short name ("dime.flips"), the place in the paper, what it says in our words, and its check.
+
+    discussion: why it may come out otherwise here, said beside every verdict but "reproduced"; without figures.
+    """
+
+    name: str
+    place: str
+    says: str
+    check: Callable[[Evidence], Finding]
+    discussion: str = ""
+
+    @property
+    def paper(self) -> str:
+        """The paper's key in `PAPERS`: the first part of the name."""
+        return self.name.split(".")[0]
+
+
+@dataclass
+class Evidence:
+    """Measurements for checks. `makers`: table -> how to make its rows (some of them, on a few images), in fast mode."""
+
+    mode: str = "full"
+    makers: Mapping[str, Callable[[], Iterable[Row]]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    _made: dict[str, list[Row]] = field(default_factory=dict)
+    _kept: dict[str, results.Result] = field(default_factory=dict)
+
+    def rows(self, table: str, **wanted: Any) -> list[Row]:
+        """The rows with these entries, made here if they can be, else those of data/results/. None of them: an empty list.
+
+        Raises FileNotFoundError for a table that is neither made here nor stored.
+        """
+        if self.mode == "fast" and table in self.makers:
+            if table not in self._made:
+                self._made[table] = list(self.makers[table]())
+            if found := _matching(self._made[table], wanted):
+                self._note(f"made here: {table}")
+                return found
+        if table not in self._kept:
+            self._kept[table] = results.load(table)
+        self._note(f"stored: {table}{', other weights' if results.stale(self._kept[table]) else ''}")
+        return _matching(self._kept[table].rows, wanted)
+
+    def value(self, table: str, column: str, **wanted: Any) -> Any:
+        """The entry of the one row with these entries; None where it was not measured.
+
+        Raises KeyError where there is no such row, ValueError for more than one.
+        """
+        found = [row for row in self.rows(table, **wanted) if column in row]
+        if len(found) > 1:
+            raise ValueError(f"{table}: {len(found)} rows with {wanted} and {column}; ask for exactly one.")
+        if not found:
+            raise KeyError(f"{table}: no row with {wanted} and {column}")
+        return found[0][column]
+
+    def computed(self) -> None:
+        """A check calls this when it computes by itself."""
+        self._note("computed")
+
+    def _note(self, source: str) -> None:
+        if source not in self.asked:
+            self.asked.append(source)
+
+
+def _matching(rows: Iterable[Row], wanted: Row) -> list[Row]:
+    return [row for row in rows if all(_same(row.get(name), value) for name, value in wanted.items())]
+
+
+def _same(entry: Any, wanted: Any) -> bool:
+    return entry == wanted or str(entry) == str(wanted)
+
+
+# ------------------------------------------------------------------------------------------------ the ledger
+
+
+def every(papers: Sequence[str] = PAPERS) -> list[Claim]:
+    """All claims, paper by paper. Their names are unique."""
+    return [claim for paper in papers for claim in import_module(f"cfx_lib.bench.ledger.{paper}").CLAIMS]
+
+
+def chosen(only: Sequence[str] | None) -> list[Claim]:
+    """The claims that are named: papers ("dime") or claims ("dime.flips"). Raises ValueError that offers the nearest name."""
+    claims = every()
+    if not only:
+        return claims
+    known = [*PAPERS, *(claim.name for claim in claims)]
+    for name in only:
+        if name not in known:
+            near_names = difflib.get_close_matches(name, known, 3, cutoff=0.4)
+            hint = f" Did you mean {' or '.join(near_names)}?" if near_names else ""
+            raise ValueError(
+                f"there is no claim or paper {name!r}.{hint} Papers: {', '.join(PAPERS)}; claims: --list."
+            )
+    return [claim for claim in claims if claim.paper in only or claim.name in only]
+
+
+def makers(papers: Iterable[str]) -> dict[str, Callable[[], Iterable[Row]]]:
+    """The tables that the ledgers of these papers make in fast mode."""
+    return {
+        table: make
+        for paper in papers
+        for table, make in import_module(f"cfx_lib.bench.ledger.{paper}").LIVE.items()
+    }
+
+
+def check(claims: Sequence[Claim], mode: str = "fast", *, progress: bool = True) -> Iterator[dict[str, Any]]:
+    """The lines of the ledger, one after the other: see `line`. Raises ValueError for another mode, before anything is computed."""
+    if mode not in MODES:
+        raise ValueError(f"mode = {mode!r}; expected {' or '.join(MODES)}.")
+    evidence = Evidence(mode, makers(dict.fromkeys(claim.paper for claim in claims)))
+    for claim in tqdm(claims, desc="claims", disable=not progress):
+        yield line(claim, evidence)
+
+
+def line(claim: Claim, evidence: Evidence) -> dict[str, Any]:
+    """A claim with its finding: name, place, says, verdict, what, effect, against, n, source, seconds.
+
+    A check that fails has the verdict inconclusive and its error under "error". A table that several claims need counts to
+    the seconds of the first.
+    """
+    evidence.asked.clear()
+    began = time.perf_counter()
+    error = None
+    try:
+        found = claim.check(evidence)
+    except Exception as raised:  # one broken check must not hide the others
+        error = f"{type(raised).__name__}: {raised}"
+        found = Finding(INCONCLUSIVE, "could not be checked")
+    seconds = time.perf_counter() - began
+    row = {name: getattr(claim, name) for name in ("name", "place", "says")}
+    row |= {name: getattr(found, name) for name in ("verdict", "what", "effect", "against", "n")}
+    row |= {"source": "; ".join(evidence.asked), "seconds": round(seconds, 3)}
+    return row | ({} if error is None else {"error": error})
+
+
+def load() -> results.Result:
+    """The ledger that is kept, data/results/claims.json. FileNotFoundError names the command that makes it."""
+    return results.load(NAME)
+
+
+def counts(lines: Iterable[Row]) -> dict[str, int]:
+    """How many of each verdict: {"reproduced": 30, ...}, all four of them."""
+    verdicts = [row["verdict"] for row in lines]
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
