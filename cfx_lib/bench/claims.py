@@ -9,7 +9,7 @@ Where a measurement comes from depends on the mode:
 * ``fast`` (some minutes): tables that a ledger can make on a few images are made here and now, others are read from
   `data/results/`, and exact checks are computed;
 * ``full``: all tables are read from `data/results/`, where `python -m cfx_lib.bench study NAME` keeps them; exact checks are
-  computed. `again=True` makes the tables first, which takes hours. The command keeps the ledger as data/results/claims.json.
+  computed. The command's `--again` makes the tables first, which takes hours. It keeps the ledger as data/results/claims.json.
 
 Every line says its source, and a table made with other weights than today's is called so.
 """
@@ -27,7 +27,16 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from cfx_lib.bench import results
-from cfx_lib.bench.verdicts import INCONCLUSIVE, NEEDS_GPU, VERDICTS, holds, less, near
+from cfx_lib.bench.verdicts import (
+    INCONCLUSIVE,
+    NEEDS_GPU,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    VERDICTS,
+    holds,
+    less,
+    near,
+)
 from cfx_lib.metrics import Value
 
 __all__ = [
@@ -36,6 +45,7 @@ __all__ = [
     "Finding",
     "check",
     "chosen",
+    "contradictions",
     "counts",
     "every",
     "exact",
@@ -44,11 +54,20 @@ __all__ = [
     "load",
     "needs_gpu",
     "smaller",
+    "tables",
     "within",
 ]
 
 Row = Mapping[str, Any]
 PAPERS = ("dime", "ace", "dvce", "ldce", "time", "hit")
+TITLES = {  # where a paper's places are to be looked up
+    "dime": "DiME (Jeanneret's thesis, chapter 3)",
+    "ace": "ACE (Jeanneret's thesis, chapter 4)",
+    "dvce": "DVCE (Augustin et al., 2022)",
+    "ldce": "LDCE (Farid et al., 2023)",
+    "time": "TIME (Jeanneret's thesis, chapter 5)",
+    "hit": "HiT (Jeanneret's thesis, chapter 6)",
+}
 MODES = ("fast", "full")
 NAME = "claims"
 
@@ -244,9 +263,38 @@ def line(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     return row | ({} if error is None else {"error": error})
 
 
+def tables(claims: Sequence[Claim]) -> list[str]:
+    """The stored tables that the claims read, in the order in which they ask for them; missing ones too.
+
+    Found by running the checks: one that fails for want of a table names the tables up to that one.
+    """
+    evidence = _Reader("full")
+    for claim in claims:
+        line(claim, evidence)
+    return list(dict.fromkeys(evidence.read))
+
+
+@dataclass
+class _Reader(Evidence):
+    """Notes every table that is asked for, also one that is not there."""
+
+    read: list[str] = field(default_factory=list)
+
+    def rows(self, table: str, **wanted: Any) -> list[Row]:
+        self.read.append(table)
+        return super().rows(table, **wanted)
+
+
 def load() -> results.Result:
     """The ledger that is kept, data/results/claims.json. FileNotFoundError names the command that makes it."""
     return results.load(NAME)
+
+
+def contradictions(lines: Iterable[Row], kept: Iterable[Row]) -> list[str]:
+    """The claims whose verdict is reproduced in one of the two and not reproduced in the other; "inconclusive" contradicts none."""
+    before = {row["name"]: row["verdict"] for row in kept}
+    opposite = {REPRODUCED, NOT_REPRODUCED}
+    return [row["name"] for row in lines if {row["verdict"], before.get(row["name"])} == opposite]
 
 
 def counts(lines: Iterable[Row]) -> dict[str, int]:
