@@ -160,23 +160,27 @@ class Evidence:
 
         Raises FileNotFoundError for a table that is neither made here nor stored.
         """
+        return self._found(table, wanted)
+
+    def _found(self, table: str, wanted: Row, column: str | None = None) -> list[Row]:
+        """The rows with these entries and, where one is named, this column: from those made here, else from the stored."""
         if self.mode == "fast" and table in self.makers:
             if table not in self._made:
                 self._made[table] = list(self.makers[table]())
-            if found := _matching(self._made[table], wanted):
+            if found := _matching(self._made[table], wanted, column):
                 self._note(f"made here: {table}")
                 return found
         if table not in self._kept:
             self._kept[table] = results.load(table)
         self._note(f"stored: {table}{', other weights' if results.stale(self._kept[table]) else ''}")
-        return _matching(self._kept[table].rows, wanted)
+        return _matching(self._kept[table].rows, wanted, column)
 
     def value(self, table: str, column: str, **wanted: Any) -> Any:
         """The entry of the one row with these entries; None where it was not measured.
 
         Raises KeyError where there is no such row, ValueError for more than one.
         """
-        found = [row for row in self.rows(table, **wanted) if column in row]
+        found = self._found(table, wanted, column)
         if len(found) > 1:
             raise ValueError(f"{table}: {len(found)} rows with {wanted} and {column}; ask for exactly one.")
         if not found:
@@ -192,8 +196,9 @@ class Evidence:
             self.asked.append(source)
 
 
-def _matching(rows: Iterable[Row], wanted: Row) -> list[Row]:
-    return [row for row in rows if all(_same(row.get(name), value) for name, value in wanted.items())]
+def _matching(rows: Iterable[Row], wanted: Row, column: str | None) -> list[Row]:
+    has_it = (row for row in rows if column is None or column in row)
+    return [row for row in has_it if all(_same(row.get(name), value) for name, value in wanted.items())]
 
 
 def _same(entry: Any, wanted: Any) -> bool:
@@ -280,9 +285,9 @@ class _Reader(Evidence):
 
     read: list[str] = field(default_factory=list)
 
-    def rows(self, table: str, **wanted: Any) -> list[Row]:
+    def _found(self, table: str, wanted: Row, column: str | None = None) -> list[Row]:
         self.read.append(table)
-        return super().rows(table, **wanted)
+        return super()._found(table, wanted, column)
 
 
 def load() -> results.Result:

@@ -24,7 +24,7 @@ def block(row: Row, discussion: str = "", kept: Row | None = None) -> str:
         parts[0] += f" (full ledger: {kept['verdict']})"
     parts += wrapped(row["says"]) + [f"  {claims.TITLES.get(paper, paper)}, {row['place']}"]
     parts += wrapped(f"measured: {measured(row)}")
-    parts.append(f"  {'; '.join(part for part in (row['source'], _seconds(row)) if part)}")
+    parts += wrapped("; ".join(part for part in (row["source"], _seconds(row)) if part))
     if "error" in row:
         parts += wrapped(f"the check failed: {row['error']}")
     if discussion and row["verdict"] != REPRODUCED:
