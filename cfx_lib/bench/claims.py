@@ -27,13 +27,23 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from cfx_lib.bench import results
-from cfx_lib.bench.verdicts import INCONCLUSIVE, NEEDS_GPU, VERDICTS, holds, less, near
+from cfx_lib.bench.verdicts import (
+    INCONCLUSIVE,
+    NEEDS_GPU,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    VERDICTS,
+    holds,
+    less,
+    near,
+)
 from cfx_lib.metrics import Value
 
 __all__ = [
     "Claim",
     "Evidence",
     "Finding",
+    "all_of",
     "check",
     "chosen",
     "counts",
@@ -101,6 +111,13 @@ def exact(what: str, error: float | None, tolerance: float, n: int | None = None
 def needs_gpu(what: str) -> Finding:
     """Nothing was measured: the claim is about networks or machines that are not here."""
     return Finding(NEEDS_GPU, what)
+
+
+def all_of(*found: Finding) -> Finding:
+    """The claim that all of these hold: the finding that says most against it, the first of those that say as much."""
+    return min(
+        found, key=lambda one: (NOT_REPRODUCED, NEEDS_GPU, INCONCLUSIVE, REPRODUCED).index(one.verdict)
+    )
 
 
 def _images(*values: Value | float | None) -> int | None:
