@@ -158,12 +158,9 @@ class Evidence:
 
         Raises FileNotFoundError for a table that is neither made here nor stored.
         """
-        if self.mode == "fast" and table in self.makers:
-            if table not in self._made:
-                self._made[table] = list(self.makers[table]())
-            if found := _matching(self._made[table], wanted):
-                self._note(f"made here: {table}")
-                return found
+        if found := _matching(self._here(table), wanted):
+            self._note(f"made here: {table}")
+            return found
         if table not in self._kept:
             self._kept[table] = results.load(table)
         self._note(f"stored: {table}{', other weights' if results.stale(self._kept[table]) else ''}")
@@ -181,9 +178,24 @@ class Evidence:
             raise KeyError(f"{table}: no row with {wanted} and {column}")
         return found[0][column]
 
+    def values(self, table: str, column: str, *wanted: Row) -> list[Any]:
+        """The entries of several rows that are compared: all made here or all stored, so that they count the same images."""
+        here, source = self._here(table), self
+        if not all(_matching(here, one) for one in wanted):
+            source = Evidence(asked=self.asked, _kept=self._kept)
+        return [source.value(table, column, **one) for one in wanted]
+
     def computed(self) -> None:
         """A check calls this when it computes by itself."""
         self._note("computed")
+
+    def _here(self, table: str) -> list[Row]:
+        """The rows that are made here, once; none in full mode and for tables without a maker."""
+        if self.mode != "fast" or table not in self.makers:
+            return []
+        if table not in self._made:
+            self._made[table] = list(self.makers[table]())
+        return self._made[table]
 
     def _note(self, source: str) -> None:
         if source not in self.asked:

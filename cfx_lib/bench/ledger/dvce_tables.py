@@ -173,12 +173,12 @@ TABLE_1: tuple[Claim, ...] = (
 
 
 def _late_start(evidence: Evidence) -> Finding:
-    rates = [evidence.value("dvce_start", "flip_rate", share=share) for share in (0.2, 0.5)]
+    rates = evidence.values("dvce_start", "flip_rate", {"share": 0.2}, {"share": 0.5})
     return smaller("flip rate: from a fifth of the chain, against from its half", *rates)
 
 
 def _early_start(evidence: Evidence) -> Finding:
-    sizes = [evidence.value("dvce_start", "l1", share=share) for share in (0.8, 0.5)]
+    sizes = evidence.values("dvce_start", "l1", {"share": 0.8}, {"share": 0.5})
     return larger("change (l1): from four fifths of the chain, against from its half", *sizes)
 
 
