@@ -20,7 +20,7 @@ import difflib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "Claim",
     "Evidence",
     "Finding",
+    "all_of",
     "check",
     "chosen",
     "contradictions",
@@ -122,6 +123,13 @@ def needs_gpu(what: str) -> Finding:
     return Finding(NEEDS_GPU, what)
 
 
+def all_of(*found: Finding) -> Finding:
+    """The claim that all of these hold: the finding that says most against it, the first of those that say as much."""
+    return min(
+        found, key=lambda one: (NOT_REPRODUCED, NEEDS_GPU, INCONCLUSIVE, REPRODUCED).index(one.verdict)
+    )
+
+
 def _images(*values: Value | float | None) -> int | None:
     return next((v.n for v in values if isinstance(v, Value)), None)
 
@@ -163,13 +171,10 @@ class Evidence:
         return self._found(table, wanted)
 
     def _found(self, table: str, wanted: Row, column: str | None = None) -> list[Row]:
-        """The rows with these entries and, where one is named, this column: from those made here, else from the stored."""
-        if self.mode == "fast" and table in self.makers:
-            if table not in self._made:
-                self._made[table] = list(self.makers[table]())
-            if found := _matching(self._made[table], wanted, column):
-                self._note(f"made here: {table}")
-                return found
+        """The rows with these entries and, where one is named, this column: of those made here, else of the stored ones."""
+        if found := _matching(self._here(table), wanted, column):
+            self._note(f"made here: {table}")
+            return found
         if table not in self._kept:
             self._kept[table] = results.load(table)
         self._note(f"stored: {table}{', other weights' if results.stale(self._kept[table]) else ''}")
@@ -187,9 +192,24 @@ class Evidence:
             raise KeyError(f"{table}: no row with {wanted} and {column}")
         return found[0][column]
 
+    def values(self, table: str, column: str, *wanted: Row) -> list[Any]:
+        """The entries of several rows that are compared: all made here or all stored, so that they count the same images."""
+        here = self._here(table)
+        whole = all(_matching(here, one, column) for one in wanted)
+        source = self if whole else replace(self, mode="full")
+        return [source.value(table, column, **one) for one in wanted]
+
     def computed(self) -> None:
         """A check calls this when it computes by itself."""
         self._note("computed")
+
+    def _here(self, table: str) -> list[Row]:
+        """The rows that are made here, once; none in full mode and for tables without a maker."""
+        if self.mode != "fast" or table not in self.makers:
+            return []
+        if table not in self._made:
+            self._made[table] = list(self.makers[table]())
+        return self._made[table]
 
     def _note(self, source: str) -> None:
         if source not in self.asked:

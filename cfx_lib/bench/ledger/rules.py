@@ -19,17 +19,17 @@ FEW = "The rates lie close together and the faces are few: their intervals are w
 
 def lower(what: str, table: str, column: str, a: Entries, b: Entries) -> Check:
     """The claim that `column` is lower in row a than in row b."""
-    return lambda e: smaller(what, e.value(table, column, **a), e.value(table, column, **b))
+    return lambda e: smaller(what, *e.values(table, column, a, b))
 
 
 def higher(what: str, table: str, column: str, a: Entries, b: Entries) -> Check:
     """The claim that `column` is higher in row a than in row b."""
-    return lambda e: larger(what, e.value(table, column, **a), e.value(table, column, **b))
+    return lambda e: larger(what, *e.values(table, column, a, b))
 
 
 def alike(what: str, table: str, column: str, a: Entries, b: Entries, tolerance: float) -> Check:
     """The claim that `column` is the same in both rows, up to the tolerance."""
-    return lambda e: within(what, e.value(table, column, **a), e.value(table, column, **b), tolerance)
+    return lambda e: within(what, *e.values(table, column, a, b), tolerance)
 
 
 def above(what: str, table: str, column: str, row: Entries, bound: float) -> Check:
