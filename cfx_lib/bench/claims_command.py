@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +13,6 @@ from tqdm.auto import tqdm
 
 from cfx_lib.bench import claims, claims_text, results
 from cfx_lib.bench.claims import Claim, Row
-from cfx_lib.metrics import Value
 
 EPILOG = """examples, all of which work offline:
   %(prog)s                                   every claim, some tables made here on a few images: some minutes
@@ -147,20 +145,7 @@ def _keep(lines: Sequence[Row], whole: bool) -> None:
     if failed := _failed(lines):
         print(f"not kept: the check failed of {', '.join(failed)}", file=sys.stderr)
         return
-    path = results.save(claims.NAME, [_short(row) for row in lines], mode="full")
-    print(f"kept in {path.name}", file=sys.stderr)
-
-
-def _short(row: Row) -> dict[str, Any]:
-    """A line as it is stored: numbers of five digits."""
-    return {name: _five(entry) for name, entry in row.items()}
-
-
-def _five(entry: Any) -> Any:
-    if isinstance(entry, Value):
-        low, mean, high = (float(f"{v:.5g}") for v in (entry.low, entry.mean, entry.high))
-        return replace(entry, low=low, mean=mean, high=high, scores=None)
-    return float(f"{entry:.5g}") if isinstance(entry, float) else entry
+    print(f"kept in {claims.keep(lines).name}", file=sys.stderr)
 
 
 def _again(chosen: Sequence[Claim]) -> None:
