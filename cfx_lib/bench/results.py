@@ -33,6 +33,7 @@ _PACKAGES = (
     "resvg-py",
 )
 _DECISIVE = ("cfx_lib", "data/weights", "data/personas", "data/fashion")  # what a number can depend on
+_NUMBERS = ("mean", "low", "high", "n")
 _FIELDS = ("commit", "versions", "machine", "date", "mode", "rows")
 
 
@@ -129,6 +130,8 @@ def command(name: str) -> str:
         return f"python -m cfx_lib.bench {name.removeprefix('bench-')} --save"
     if name == "leaderboard":
         return "python -m cfx_lib.bench run --methods all --mode full"
+    if name == "claims":
+        return "python -m cfx_lib.bench claims --mode full"
     return f"python -m cfx_lib.bench study {name.split('_')[0]} --only {name}"
 
 
@@ -244,7 +247,8 @@ def _is_number(value: Any) -> bool:
 def _plain(value: Any, where: str) -> Any:
     """A value as JSON: a `Value` as a dict, numpy and torch scalars as numbers, to nine significant digits."""
     if isinstance(value, Value):
-        return {"Value": _plain(value.to_dict(), where)}
+        said = {k: v for k, v in value.to_dict().items() if k in _NUMBERS or v}  # no empty unit or backbone
+        return {"Value": _plain(said, where)}
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

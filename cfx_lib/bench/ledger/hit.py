@@ -1,0 +1,10 @@
+"""The claims of HiT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cfx_lib.bench.claims import Claim, Row
+
+CLAIMS: tuple[Claim, ...] = ()
+LIVE: dict[str, Callable[[], Iterable[Row]]] = {}
