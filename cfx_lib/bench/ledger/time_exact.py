@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def asked(n: int = 2) -> tuple[Tensor, Tensor]:
 
 def explained(predict: Any, x: Tensor, target: Tensor, seed: int = 0) -> CFResult:
     """A short run of TIME on a black box."""
-    method = time_faces.explainer(BOX, predict=predict, **SHORT)
+    method = replace(time_faces.explainer(BOX), predict=predict, **SHORT)
     return method.explain(x, target, seed=seed, progress=False)
 
 
@@ -123,7 +124,7 @@ def explain_labels() -> list[str]:
 
     methods = {
         "DiME": dime_study.dime(dressed),
-        "ACE": ace_study.ace(BOX, "smile", classifier=dressed),
+        "ACE": replace(ace_study.ace(BOX, "smile"), classifier=dressed),
     }
     return [name for name, method in methods.items() if _works(method, x[:1], target[:1])]
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from cfx_lib.bench import time_ablations
-from cfx_lib.bench.claims import Claim, Evidence, Finding, Row, larger, smaller
+from cfx_lib.bench.claims import Claim, Evidence, Finding, Row, larger
+from cfx_lib.bench.ledger.pairs import ordered
 from cfx_lib.bench.time_faces import compared, explainer
 
 
-def cells(what: str, column: str, less: tuple[int, float], more: tuple[int, float]) -> Callable:
+def cells(
+    what: str, column: str, less: tuple[int, float], more: tuple[int, float]
+) -> Callable[[Evidence], Finding]:
     """The check that a column of Table 5.3 is smaller at one (tau of 50, w) than at the other."""
-    name = f"{what}: tau = {less[0]}, w = {less[1]:g}; tau = {more[0]}, w = {more[1]:g}"
 
-    def check(e: Evidence) -> Finding:
-        a, b = (e.value("time_steps", column, paper_tau=tau, w=w) for tau, w in (less, more))
-        return smaller(name, a, b)
+    def cell(e: Evidence, tau: int, w: float) -> tuple[str, Any]:
+        return f"tau = {tau}, w = {w:g}", e.value("time_steps", column, paper_tau=tau, w=w)
 
-    return check
+    return lambda e: ordered(what, cell(e, *less), cell(e, *more))
 
 
 TOO_STRONG = (
@@ -98,9 +100,9 @@ def ablated(table: str, key: str, weak: str, strong: str, place: str, name: str,
         f"time.{name}-costs-similarity",
         place,
         f"With {by} TIME keeps the face less than with {than} (FS; tau = 35 of 50, w = 4).",
-        lambda e: smaller(
-            f"face similarity: {strong}, {weak}",
-            *(e.value(table, "fs", **{key: kind, "paper_tau": 35, "w": 4.0}) for kind in (strong, weak)),
+        lambda e: ordered(
+            "face similarity",
+            *((k, e.value(table, "fs", **{key: k, "paper_tau": 35, "w": 4.0})) for k in (strong, weak)),
         ),
         f"FS counts flipped faces only, and these differ between the two. {LUCK}",
     )
