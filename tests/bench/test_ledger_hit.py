@@ -33,7 +33,7 @@ TABLES = (
 def test_claims_say_where_they_come_from() -> None:
     assert len(CLAIMS) == len(ledger.CLAIMS) >= 12
     for claim in ledger.CLAIMS:
-        assert claim.paper == "hit" and claim.says.endswith(".") and len(claim.says) > 40
+        assert claim.paper == "hit" and claim.says.endswith(".") and len(claim.says) > 25
         assert any(word in claim.place for word in ("Table 6.", "Sect. 6.", "Fig. 6.", "Sect. 7.2")), (
             claim.place
         )

@@ -26,10 +26,10 @@ AGAINST_A_NUMBER = {"time.recovers", "time.flips-alike"}
 TABLES = ("time_main", "time_inversion", "time_steps", "time_context", "time_guidance", "time_vectors", "time_cost")  # fmt: skip
 
 
-def test_claims_say_where_they_come_from_and_why_they_may_fail() -> None:
+def test_claims_say_where_they_come_from() -> None:
     assert len(CLAIMS) == len(ledger.CLAIMS) >= 10
     for claim in ledger.CLAIMS:
-        assert claim.paper == "time" and claim.says.endswith(".") and len(claim.says) > 40
+        assert claim.paper == "time" and claim.says.endswith(".") and len(claim.says) > 25
         assert any(word in claim.place for word in ("Table 5.", "Sect. 5.", "Chapter 5")), claim.place
     assert sum(verdict(CLAIMS[name]) == NEEDS_GPU for name in STORED) <= 2
 
