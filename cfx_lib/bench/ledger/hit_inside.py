@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from cfx_lib.bench.claims import Claim, Evidence, Finding, larger, smaller
 
 # --------------------------------------------------------------------------------------------------------- Fig. 6.5
 
 
-def part(e: Evidence, layer: int, name: str = "fashion/hit") -> object:
+def part(e: Evidence, layer: int, name: str = "fashion/hit") -> Any:
     """What a layer contributes to the margin of the predicted class."""
     return e.value("hit_layers", "contribution", part="contribution", model=name, layer=layer)
 
 
-def accuracy(e: Evidence, kind: str, layer: int) -> object:
+def accuracy(e: Evidence, kind: str, layer: int) -> Any:
     """The accuracy of an ablation of Fig. 6.5b."""
     return e.value("hit_layers", "accuracy", part="ablation", model="fashion/hit", kind=kind, layer=layer)
 
@@ -95,7 +96,7 @@ LAYERS = (
 # --------------------------------------------------------------------------------------------------------- Fig. 6.6
 
 
-def correlation(column: str, stage: str = "head", name: str = "fashion/hit") -> Callable[[Evidence], object]:
+def correlation(column: str, stage: str = "head", name: str = "fashion/hit") -> Callable[[Evidence], Any]:
     """|r| of HiT's maps before and after the layers down to a stage were made random."""
     return lambda e: e.value("hit_sanity", column, model=name, map="HiT", stage=stage)
 
