@@ -90,7 +90,7 @@ def photographs(
     asked, rest = (torch.cat([r[part] for r in rows.values()]) for part in _halves(n))
     other = dict(zip(pair, reversed(pair)))
     target = torch.tensor([other[k] for k in labels[asked].tolist()])
-    names = {k: networks[0].names[k] for k in pair}
+    names = {k: networks[0].names[k].split(",")[0] for k in pair}  # the first of several
     return Cast(model, predict, judged, images[asked], labels[asked], target, images[rest], pair, names)
 
 

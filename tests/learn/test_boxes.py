@@ -29,7 +29,9 @@ def bright(classes=2):
         level = x.mean((1, 2, 3))
         return torch.stack([-level, level, *(level * 0 - 9 for _ in range(classes - 2))], 1)
 
-    return zoo.wrap(logits, classes, names=["dark", "bright", *(f"class {k}" for k in range(2, classes))])
+    return zoo.wrap(
+        logits, classes, names=["dark, gloomy", "bright", *(f"class {k}" for k in range(2, classes))]
+    )
 
 
 @pytest.fixture

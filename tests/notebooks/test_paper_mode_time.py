@@ -16,7 +16,7 @@ from cfx_lib.worlds import folders
 
 SOLUTION = Path(__file__).parents[2] / "notebooks" / "solutions" / "06_time.ipynb"
 SMALLER = """
-N, SOME, FEW, SLOW, ITERATIONS, LEARN, BATCH = 2, 2, 2, 1, 3, 128, 4
+N, SOME, FEW, SLOW, ITERATIONS, LEARN, BATCH = 2, 1, 1, 1, 3, 128, 4
 PHOTOGRAPHS, READ, AT_ONCE = 4, 16, 2
 TIME.PRESETS["paper/celebahq/smile"] |= {"attempts": ((25, 3.0), (30, 4.0))}
 Distillation.PRESETS["paper/celebahq"] |= {"iterations": 3, "batch": 4}
@@ -66,5 +66,6 @@ def test_every_cell_runs_on_checkpoints_from_disk(checkpoints, tmp_path):
         "EDICT recovers photographs: the latents come back to within 1e-6 (w = 3) (Sect. 5.3.3): **reproduced**"
         in said
     )
+    assert "The autoencoder alone, with nothing edited, flips" in said
     assert "Negative guidance flips more photographs" in said
     assert (tmp_path / "words" / "class-1.safetensors").is_file()  # kept for the next time
