@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -157,7 +158,8 @@ def _again(chosen: Sequence[Claim]) -> None:
         if study is None:
             print(f"note: {table} belongs to no study: `{results.command(table)}`", file=sys.stderr)
         else:
-            study.run([table], None, True)
+            with redirect_stdout(sys.stderr):  # the ledger alone is printed to stdout
+                study.run([table], None, True)
 
 
 def _study(table: str) -> Any:
