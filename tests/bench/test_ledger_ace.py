@@ -67,7 +67,7 @@ DIME, PRE, OTHERS = (
         ("ace.refined-l1", "ace_stages", FRCE, {"l1": Value(0.0, 0.0, 0.001, 32)}),
         ("ace.refined-outside-smile", "ace_stages", FRCE, {"outside_share": Value(0.0, 0.0, 0.001, 32)}),
         ("ace.l1-sparser-age", "ace_distance", L2, {"mask_area": about(0.1, 16)}),
-        ("ace.cw-steps", "ace_attacks", {"attack": "cw"}, {"times_pgd": about(1.0, 12)}),
+        ("ace.cw-steps", "ace_attacks", {"attack": "cw", "iterations": 80}, {"times_pgd": about(1.0, 12)}),
         ("ace.gd-flips", "ace_attacks", {"attack": "gd"}, {"flip_rate": metrics.rate(torch.arange(64) < 4)}),
         ("ace.faster", "ace_cost", {"settings": "thesis", "method": "ACE"}, {"times_faster": about(0.9, 2)}),
         ("ace.natural-adversarial", "ace_actionability", GLASSES, {"effect": about(0.98, 32)}),
@@ -90,7 +90,7 @@ def test_numbers_that_are_turned_round_turn_the_verdict(lines, name, table, pick
     [
         ("ace.how-much-faster", "ace_cost", {"settings": "thesis", "method": "ACE"}, {"times_faster": about(3.5, 2)}),
         ("ace.frown", "ace_actionability", {"attribute": "old", "hypothesis": "a frown"}, {"effect": about(0.2, 32)}),
-        ("ace.gd-steps", "ace_attacks", {"attack": "gd"}, {"times_pgd": about(2.0, 12)}),
+        ("ace.gd-steps", "ace_attacks", {"attack": "gd", "iterations": 80}, {"times_pgd": about(2.0, 12)}),
         ("ace.fva-saturated", "metrics_methods", DIME, {"fva": Value(0.97, 0.96, 0.98, 64)}),
         ("ace.cout-dime", "metrics_methods", DIME, {"cout": about(0.5)}),
         ("ace.mnac-pre", "metrics_methods", PRE, {"mnac": about(5.0)}),
