@@ -14,11 +14,12 @@ python -m cfx_lib.bench run --methods all    the leaderboard: all methods on the
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
+
+from cfx_lib.names import nearest
 
 PARTS = {
     "dime": "DiME at the paper's settings (60 of 200 steps)",
@@ -29,6 +30,7 @@ PARTS = {
 }
 
 
+COMMANDS = ("study", "evaluate", "run")
 STUDIES = ("ace", "dime", "dvce", "hit", "ldce", "metrics", "time")
 
 
@@ -60,9 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], PARTS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        parser.error(f"unknown part {unknown[0]!r}; expected any of: {', '.join(PARTS)}.{hint}")
+        near = nearest(unknown[0], [*PARTS, *COMMANDS])
+        parser.error(f"unknown part {unknown[0]!r}; expected any of: {', '.join(PARTS)}.{near}")
     given = {name: getattr(options, name) for name in ("batch", "images", "repeats")}
     if any(value is not None and value < 1 for value in given.values()):
         parser.error("--batch, --images and --repeats must be at least 1")

@@ -23,6 +23,7 @@ from cfx_lib.methods.ace import ACE
 from cfx_lib.methods.baselines import PGD
 from cfx_lib.methods.dime import DiME
 from cfx_lib.methods.time import TIME, Tokens
+from cfx_lib.names import nearest
 from cfx_lib.types import CFResult
 from cfx_lib.worlds import personas
 
@@ -215,6 +216,7 @@ def _split(classifier: str) -> tuple[str, str]:
         known = " or ".join(f"{name}:{a}" for a in personas.FACTOR_OF)
         raise ValueError(
             f"classifier = {classifier!r}; expected a classifier of faces and an attribute whose true change is known, {known}."
+            f"{nearest(attribute, personas.FACTOR_OF)}"
         )
     try:
         classifier_of(name, attribute)

@@ -6,7 +6,6 @@ differs was moved by the setting alone.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from cfx_lib import metrics
 from cfx_lib.bench import contestants
 from cfx_lib.bench.shards import described
+from cfx_lib.names import nearest
 from cfx_lib.types import CFResult
 
 __all__ = ["METHODS", "SETTINGS", "precision"]
@@ -52,9 +52,8 @@ def precision(
     world = contestants.Personas(2 * images)
     known = [name for name in world.methods if name not in world.references]
     if unknown := [name for name in methods if name not in known]:
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no method {unknown[0]!r}; expected any of {', '.join(known)}.{hint}")
+        near = nearest(unknown[0], known)
+        raise ValueError(f"there is no method {unknown[0]!r}; expected any of {', '.join(known)}.{near}")
     timed, other = (tuple(part[k : k + images] for part in world.images) for k in (0, images))
     for name in methods:
         base: list[CFResult] = []

@@ -1,6 +1,7 @@
 """The precision bench: figures of settings that are known, faces apart for the warm-up, and settings that do not work. No time is tested."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_without_the_first_setting_there_is_nothing_to_compare_with(made):
     [
         ({"methods": ("dmie",)}, "no method 'dmie'.*Did you mean 'dime'"),
         ({"methods": ("truth",)}, "no method 'truth'"),
-        ({"images": 64}, "too large"),
+        ({"images": 200}, "too large"),
         ({"repeats": 0}, "repeats = 0"),
     ],
 )
@@ -108,10 +109,9 @@ def test_real_networks_in_bf16_and_with_a_compiler_that_fails(monkeypatch, capsy
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(precision, "METHODS", ("pgd",))
+    monkeypatch.setattr(precision, "precision", partial(precision.precision, methods=("pgd",)))
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    monkeypatch.setattr(precision.precision, "__defaults__", (2, 1, ("pgd",), precision.SETTINGS))
-    assert command.main(["precision", "--save"]) == 0
+    assert command.main(["precision", "--save", "--images", "2", "--repeats", "1"]) == 0
     assert "no working C++ compiler" in capsys.readouterr().out
     fp32, half, both, compiled = results.load("bench-precision").rows
     assert [row["setting"] for row in (fp32, half, both, compiled)] == list(precision.SETTINGS)
