@@ -6,7 +6,10 @@ differs was moved by the setting alone.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ Row = dict[str, Any]
 Faces = tuple[Tensor, Tensor]
 
 METHODS = ("dime", "ace-l1", "dvce", "ldce-txt", "time")
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # the variable that names the compiler's folder
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": "fp32"},
     "bf16 denoiser": {"dtype": "fp32", "generator": {"dtype": "bf16"}},
@@ -75,15 +79,26 @@ def explained(
     method: Any, timed: Faces, other: Faces, repeats: int, compiled: bool = False
 ) -> tuple[list[CFResult], Row]:
     """The repeated runs on the faces `timed`, after a warm-up on the `other` ones; and the seconds to compile, if it was."""
-    if compiled:
-        torch.compiler.reset()  # or what another method has compiled would be used again
-    try:
+    with _fresh_compiler() if compiled else nullcontext():
         first = _explain(method, other).cost.seconds
         compiling = {"s to compile": first - _explain(method, other).cost.seconds} if compiled else {}
         return [_explain(method, timed) for _ in range(repeats)], compiling
-    finally:
-        if compiled:
+
+
+@contextmanager
+def _fresh_compiler() -> Iterator[None]:
+    """A compiler that remembers nothing, neither in this process nor from its folder of an earlier one; afterwards as before."""
+    before = os.environ.get(COMPILED)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ[COMPILED] = folder
+        torch.compiler.reset()
+        try:
+            yield
+        finally:
             torch.compiler.reset()
+            os.environ.pop(COMPILED)
+            if before is not None:
+                os.environ[COMPILED] = before
 
 
 def _explain(method: Any, faces: Faces) -> CFResult:

@@ -1,5 +1,6 @@
 """The precision bench: figures of settings that are known, faces apart for the warm-up, and settings that do not work. No time is tested."""
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -71,6 +72,15 @@ def test_seconds_to_compile_are_kept_apart(made):
     _, row = precision.precision(2, 2, ("dime",), {"fp32": {}, "compiled": {"compile": True}})
     assert row["s to compile"] == pytest.approx(30.0) and row["s an explanation"].mean == 0.5
     assert row["times faster"].mean == 1
+
+
+def test_the_compiler_starts_without_what_it_has_kept(made, monkeypatch, tmp_path):
+    folders = []
+    monkeypatch.setenv(precision.COMPILED, str(tmp_path))
+    monkeypatch.setattr(torch.compiler, "reset", lambda: folders.append(os.environ[precision.COMPILED]))
+    list(precision.precision(2, 1, ("dime", "pgd"), {"fp32": {}, "compiled": {"compile": True}}))
+    assert len(set(folders)) == 2 and str(tmp_path) not in folders  # one for each method
+    assert os.environ[precision.COMPILED] == str(tmp_path) and not any(map(os.path.exists, folders))
 
 
 def test_a_setting_that_does_not_work_says_why(made):
