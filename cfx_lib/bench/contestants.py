@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cfx_lib import zoo
+from cfx_lib.batching import explain_in_batches
 from cfx_lib.bench import ace_study, dime_study, dvce_study, ldce_faces
 from cfx_lib.bench.dime_study import classifier_of, dime, faces, preset_of
 from cfx_lib.bench.kept import pretended
@@ -69,6 +70,7 @@ class Personas:
         "diffusion.py",
         "types.py",
         "checks.py",
+        "batching.py",
         "methods",
         "worlds",
         "zoo",
@@ -112,12 +114,13 @@ class Personas:
         return _loaded(self.name, self.attribute, method, self.device)
 
     def explain(self, method: str, rows: slice, seed: int) -> CFResult:
-        """Explain some of the images."""
+        """Explain some of the images; on an accelerator half as many at a time wherever its memory runs out."""
         x, target = (part[rows] for part in self.images)
         if method in self.references:
             return pretended(x, self._shown(method, rows), target, self.judge)
-        x, target = x.to(self.device), target.to(self.device)
-        return self.load(method).explain(x, target, seed=seed, progress=False)
+        if self.device == "cpu":
+            return self.load(method).explain(x, target, seed=seed, progress=False)
+        return explain_in_batches(self.load(method), x, target, seed=seed, progress=False)
 
     def _shown(self, reference: str, rows: slice) -> Tensor:
         """What stands in the place of the counterfactuals."""

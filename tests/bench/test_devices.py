@@ -15,7 +15,7 @@ from cfx_lib.bench import __main__ as command
 from cfx_lib.bench import contestants, devices, leaderboard, results, shards
 from cfx_lib.bench.evaluate import METRICS
 from cfx_lib.bench.scoreboard import Settings
-from cfx_lib.types import CFResult
+from cfx_lib.types import CFResult, Cost
 
 FEW = ("flip rate", "seconds", "peak memory")
 
@@ -240,15 +240,23 @@ def test_the_networks_of_a_method_are_loaded_again(method):
 
 
 def test_faces_are_explained_on_their_device(monkeypatch):
-    world = contestants.Personas(2, device="meta")
-    seen = []
-    method = contestants.PGD(world.judge)
-    monkeypatch.setattr(contestants.PGD, "explain", lambda self, x, target, **_: seen.append((x, target)))
-    monkeypatch.setattr(contestants, "_loaded", lambda *asked: seen.append(asked) or method)
-    world.explain("pgd", slice(0, 2), 0)
-    asked, (x, target) = seen
-    assert asked == ("smile-old", "smile", "pgd", "meta")
-    assert x.device.type == target.device.type == "meta" and world.images[0].device.type == "cpu"
+    """Half as many at a time where the memory of the device runs out; results and references are on the CPU."""
+    world, seen = contestants.Personas(4, device="meta"), []
+
+    def explain(self, given, wanted, *, seed, **_):
+        seen.append((len(given), given.device.type, wanted.device.type, seed))
+        if len(given) > 1:
+            raise torch.OutOfMemoryError("too many")
+        zeros = torch.zeros(len(given), 3, 64, 64)
+        return CFResult(
+            zeros, zeros, torch.zeros(1).long(), None, None, torch.ones(1).bool(), Cost(1, 2, 3.0)
+        )
+
+    monkeypatch.setattr(contestants.PGD, "explain", explain)
+    with pytest.warns(UserWarning, match="memory ran out with 2 images"):
+        found = world.explain("pgd", slice(0, 2), 7)
+    assert seen == [(2, "meta", "meta", 7), (1, "meta", "meta", 7), (1, "meta", "meta", 7)]
+    assert len(found) == 2 and found.x_cf.device.type == "cpu" and found.cost.seconds == 6.0
     assert world.explain("copy", slice(0, 2), 0).x_cf.device.type == "cpu"
 
 

@@ -9,10 +9,15 @@ import pytest
 import timm
 import torch
 from hubs import cached
+from latents import dit, scheduler, stable_diffusion
 from torch import nn
 from torch.nn import functional as F
+from toys import Brightness, GaussianDenoiser, bright
+from toys import images as toy_images
 
-from cfx_lib import zoo
+import cfx_lib
+from cfx_lib import LDCE, TIME, zoo
+from cfx_lib.methods.time import Tokens
 from cfx_lib.zoo import manifest, readers
 from cfx_lib.zoo.facenet import InceptionResnetV1
 
@@ -297,11 +302,53 @@ def test_the_other_trunks_of_lpips(keep, net):
     assert lpips(a, b, network=zoo.load(f"lpips-{net}")).mean == pytest.approx(expected, rel=1e-4)
 
 
+# ---------------------------------------------------------------------------------------------------- presets
+
+
+PIXELS, LATENTS = ("ddpm-celebahq-256", "adm-imagenet-256"), ("sd-1.4", "mini-sd", "dit-xl-2-256")
+
+
+def pairs(names):
+    return [(name, *pair) for name in names for pair in manifest.entry(name).presets]
+
+
+@pytest.mark.parametrize(("name", "method", "preset"), pairs(PIXELS))
+def test_presets_of_pixel_checkpoints_run_on_their_schedule(name, method, preset):
+    """All their steps, with the exact denoiser of small images and the 1000 linear betas of the checkpoints."""
+    denoiser, classifier, images = GaussianDenoiser(1000), Brightness(), toy_images(2)
+    options = {} if method == "ACE" else {"perceptual": False}
+    made = getattr(cfx_lib, method).preset(preset, denoiser, classifier, **options)
+    result = made.explain(images, bright(2), progress=False)
+    assert result.flipped.all() and result.x_cf.abs().max() <= 1 and result.cost.denoiser_calls > 0
+
+
+@pytest.mark.parametrize(("name", "method", "preset"), pairs(LATENTS))
+def test_presets_of_latent_checkpoints_run_on_their_format(hub, tmp_path, name, method, preset):
+    """Their last steps of 1000, with a tiny pipeline that is loaded by the checkpoint's name."""
+    schedule = scheduler(num_train_timesteps=1000)
+    pipeline = dit() if name.startswith("dit") else stable_diffusion()
+    pipeline.register_modules(scheduler=schedule)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    if manifest.entry(name).pickle:
+        hubs.as_pickles(tmp_path / "pipeline")
+    cached(hub, name, tmp_path / "pipeline")
+    model, classifier, images = zoo.load(name), Brightness(), toy_images(2, size=16)
+    if method == "TIME":
+        words = {k: torch.randn(1, 8, generator=torch.Generator().manual_seed(k)) for k in (0, 1)}
+        tokens = Tokens("toy", words, None, class_prompt="a photo of a {class} person")
+        made = TIME.preset(preset, model, lambda x: classifier(x).argmax(1), tokens, attempts=((2, 3.0),))
+    else:
+        prompts = [1, 2] if name.startswith("dit") else {0: "a sad person", 1: "a smiling person"}
+        made = LDCE.preset(preset, model, classifier, prompts, start=2)
+    result = made.explain(images, bright(2), progress=False)
+    assert result.x_cf.shape == images.shape and torch.isfinite(result.x_cf).all()
+    assert not torch.equal(result.x_cf, images) and result.cost.denoiser_calls > 0
+
+
 # ---------------------------------------------------------------------------------------------------- options
 
 
 def test_compile_is_handed_to_classifiers_and_latent_models(hub, tmp_path, monkeypatch):
-    from latents import stable_diffusion
     from timm.models import save_for_hf
 
     compiled = []
@@ -319,8 +366,6 @@ def test_compile_is_handed_to_classifiers_and_latent_models(hub, tmp_path, monke
 
 
 def test_models_go_to_the_device(hub, tmp_path):
-    from latents import stable_diffusion
-
     stable_diffusion().save_pretrained(tmp_path / "sd")
     model = zoo.load(tmp_path / "sd", device="meta")
     assert model.device.type == "meta" and model.vae.device.type == "meta"
