@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,24 @@ HEADLINE = {
     "collateral changes": "collateral changes",
     "seconds": "seconds",
     "denoiser calls": "denoiser calls",
-    "FLOPs": "FLOPs",
+    "GFLOPs": "GFLOPs",
 }
 """What is printed of the table: metric -> heading."""
+SHORT = {
+    name: HEADLINE[name]
+    for name in (
+        "method",
+        "semantic flip rate",
+        "L1 per pixel",
+        "S3",
+        "FID",
+        "edit error",
+        "collateral changes",
+        "seconds",
+        "GFLOPs",
+    )
+}
+"""What the README shows of it."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +79,25 @@ class Table:
     errors: Mapping[str, str]
 
     def wide(self) -> list[dict[str, Any]]:
-        """A row for each method: its `method`, a Value (or None) for each metric, and `error` (or None)."""
+        """A row for each method: its `method`, a Value (or None) for each metric and for GFLOPs, and `error` (or None)."""
         found = []
         for method, label in self.labels.items():
             own = {row.metric: row.value for row in self.rows.get(method, ())}
+            own["GFLOPs"] = _scaled(own.get("FLOPs"), 1e-9)
             found.append({"method": label, **own, "error": self.errors.get(method)})
         return found
 
-    def markdown(self) -> str:
-        """The headline columns as Markdown, then what failed."""
-        text = results.value_table(self.wide(), HEADLINE)
+    def markdown(self, columns: Mapping[str, str] = HEADLINE) -> str:
+        """Some columns as Markdown, metric -> heading, then what failed."""
+        text = results.value_table(self.wide(), columns)
         failed = [f"* {self.labels[name]} failed: {error}" for name, error in self.errors.items()]
         return "\n\n".join([text, *(["\n".join(failed)] if failed else [])])
+
+
+def _scaled(value: Value | None, factor: float) -> Value | None:
+    if value is None:
+        return None
+    return replace(value, scores=None, **{k: factor * getattr(value, k) for k in ("mean", "low", "high")})
 
 
 LONG = pa.schema(
