@@ -117,6 +117,8 @@ def test_vggface2_by_its_name(keep, faces, counted):
     found = network(images)
     torch.testing.assert_close(found, identity(images, faces), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+    bytes_ = (images + 1) * 127.5
+    torch.testing.assert_close(network.runner.prepare(images), (bytes_ - 127.5) / 128)
     assert network.name == "facenet-vggface2" and network.dim == 512
     assert not network.training and not any(p.requires_grad for p in network.parameters())
     resized = F.interpolate(x(), 160, mode="bilinear", antialias=True)
