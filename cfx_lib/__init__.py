@@ -35,9 +35,15 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES:
         value = import_module(f"{__name__}.{name}")
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{_nearest(name)}")
     globals()[name] = value
     return value
+
+
+def _nearest(name: str) -> str:
+    from cfx_lib.names import nearest
+
+    return "" if name.startswith("_") else nearest(name, __all__)
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,7 @@ import shutil
 
 import torch
 
-from cfx_lib.zoo import manifest
+from cfx_lib.zoo import manifest, readers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -44,3 +44,21 @@ def as_pickles(folder):
         stem = "pytorch_model" if path.parent.name == "text_encoder" else path.stem
         torch.save(load_file(path), path.with_name(f"{stem}.bin"))
         path.unlink()
+
+
+def downloads(tmp_path, monkeypatch):
+    """What saves a checkpoint where the download of a published one would lie, so that it is read whatever its sum."""
+
+    def save(name, value, **format):
+        path = tmp_path / "cache" / "checkpoints" / manifest.entry(name).file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(value, path, **format)
+        monkeypatch.setattr(readers, "download", lambda url, sha256, name: path)
+        return path
+
+    return save
+
+
+def size_of(weights):
+    """Bytes of a state dict."""
+    return sum(value.numel() * value.element_size() for value in weights.values())

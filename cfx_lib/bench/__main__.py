@@ -1,8 +1,10 @@
 """`python -m cfx_lib.bench`: print the speed figures of this machine (`make bench`).
 
 python -m cfx_lib.bench                      everything; this takes long at the paper's settings
-python -m cfx_lib.bench notebooks inner      some of: dime, inner, notebooks
+python -m cfx_lib.bench notebooks inner      some of: dime, inner, notebooks, precision, scaling
 python -m cfx_lib.bench inner --images 64    more faces for the comparison of the inner chains
+python -m cfx_lib.bench precision            seconds in fp32, in bf16 and compiled, and what they change
+python -m cfx_lib.bench scaling              the leaderboard's shards with one local worker and with two
 python -m cfx_lib.bench --save               also keep each table as data/results/bench-NAME.json
 python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, hit, ldce, metrics, time)
 python -m cfx_lib.bench evaluate FOLDER      every metric for explanations that CFResult.save wrote
@@ -18,13 +20,18 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
+from cfx_lib.names import nearest
+
 PARTS = {
     "dime": "DiME at the paper's settings (60 of 200 steps)",
     "inner": "the inner chain: cheaper ways to a clean image, against the full one",
     "notebooks": "wall time of the notebooks",
+    "precision": "the methods in fp32, in bf16 and compiled, and how far their counterfactuals part",
+    "scaling": "a small leaderboard in this process, with one local worker and with two",
 }
 
 
+COMMANDS = ("study", "evaluate", "run")
 STUDIES = ("ace", "dime", "dvce", "hit", "ldce", "metrics", "time")
 
 
@@ -49,35 +56,59 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m cfx_lib.bench", description="Print the speed figures of this machine."
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; default: all")
-    parser.add_argument("--batch", type=int, default=8, help="images in a batch (default 8)")
-    parser.add_argument("--images", type=int, default=16, help="faces for the inner chains (default 16)")
+    parser.add_argument("--batch", type=int, help="images in a batch or shard (default 8; scaling: 4)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="faces: inner (default 16), precision (8), scaling (32); the last two take even numbers",
+    )
+    parser.add_argument("--repeats", type=int, help="timed runs: precision (default 3), scaling (1)")
     parser.add_argument("--save", action="store_true", help="keep each table as data/results/bench-NAME.json")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
-        parser.error(f"unknown part {unknown[0]!r}; expected any of: {', '.join(PARTS)}")
-    if min(options.batch, options.images) < 1:
-        parser.error("--batch and --images must be at least 1")
+        near = nearest(unknown[0], [*PARTS, *COMMANDS])
+        parser.error(f"unknown part {unknown[0]!r}; expected any of: {', '.join(PARTS)}.{near}")
+    given = {name: getattr(options, name) for name in ("batch", "images", "repeats")}
+    if any(value is not None and value < 1 for value in given.values()):
+        parser.error("--batch, --images and --repeats must be at least 1")
 
     from cfx_lib.bench import results, speed
 
-    makers: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
-        "dime": lambda: speed.dime_at_paper_settings(options.batch),
-        "inner": lambda: speed.inner_chains(options.images, options.batch),
-        "notebooks": speed.notebook_times,
-    }
+    makers = _makers(**given)
     print("this machine: " + ", ".join(f"{name} {value}" for name, value in results.machine().items()))
     failed = False
     for part in options.parts or PARTS:
         print(f"\n{PARTS[part]}", flush=True)
         rows = []
-        for row in makers[part]():
-            rows.append(row)
-            print(("" if len(rows) == 1 else "\n") + speed.as_text(row), flush=True)
+        try:
+            for row in makers[part]():
+                rows.append(row)
+                print(("" if len(rows) == 1 else "\n") + speed.as_text(row), flush=True)
+        except ValueError as error:
+            parser.error(f"{part}: {error}")
         failed |= any(row.get("ended", "well") != "well" for row in rows)
         if options.save:
             print(f"  kept in {results.save(f'bench-{part}', rows, mode='bench').name}")
     return int(failed)
+
+
+def _makers(
+    batch: int | None, images: int | None, repeats: int | None
+) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
+    """How the rows of each part are made; None: the part's own default."""
+    from cfx_lib.bench import precision, scaling, speed
+
+    def said(**options: int | None) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if value is not None}
+
+    return {
+        "dime": lambda: speed.dime_at_paper_settings(**said(images=batch)),
+        "inner": lambda: speed.inner_chains(**said(images=images, batch=batch)),
+        "notebooks": speed.notebook_times,
+        "precision": lambda: precision.precision(**said(images=images, repeats=repeats)),
+        "scaling": lambda: scaling.scaling(**said(n=images, batch=batch, repeats=repeats)),
+    }
 
 
 def study(arguments: list[str]) -> int:

@@ -84,6 +84,13 @@ def _client(cluster: str, retries: int) -> Iterator[Any]:
         yield stack.enter_context(Client(made))
 
 
+@contextmanager
+def local_workers(count: int) -> Iterator[str]:
+    """The address of a cluster of so many fresh processes of this machine, which end with it."""
+    with _local(count, 0) as made:
+        yield made.scheduler_address
+
+
 def _local(count: int, retries: int) -> Any:
     """Processes with one task at a time each, and no limit of memory but the machine's."""
     from distributed import LocalCluster

@@ -1,18 +1,22 @@
 """Who takes part in the leaderboard on rendered faces: the methods with their presets, and what they are compared with.
 
 A world of one's own needs what `Personas` has: `methods`, `references`, `sources`, `weights`, `load`, `images`, `explain` and
-`judges`. It is named by its module and class: `--world my_package.my_module:MyWorld`.
+`judges`, and an argument `device` if it is to compute elsewhere than on the CPU. It is named by its module and class:
+`--world my_package.my_module:MyWorld`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cfx_lib import zoo
+from cfx_lib.batching import explain_in_batches
 from cfx_lib.bench import ace_study, dime_study, dvce_study, ldce_faces
 from cfx_lib.bench.dime_study import classifier_of, dime, faces, preset_of
 from cfx_lib.bench.kept import pretended
@@ -20,6 +24,7 @@ from cfx_lib.methods.ace import ACE
 from cfx_lib.methods.baselines import PGD
 from cfx_lib.methods.dime import DiME
 from cfx_lib.methods.time import TIME, Tokens
+from cfx_lib.names import nearest
 from cfx_lib.types import CFResult
 from cfx_lib.worlds import personas
 
@@ -28,12 +33,15 @@ WORDS = {
     ("smile-shortcut", "smile"): "avatars/tokens-shortcut",
 }
 """TIME's words: (classifier, attribute) -> where they are shipped."""
+GENERATORS, JUDGES = ("denoiser", "model"), ("classifier", "robust")
+"""The fields of a method that hold networks: what makes images, and what looks at them."""
 
 
 class Personas:
     """Test faces explained towards the other class of a classifier, `n` of them, half of either class.
 
     classifier: "NAME:ATTRIBUTE", one of the shipped ones of faces. Raises ValueError for one that is not there.
+    device: where the methods compute; images, references and judges stay on the CPU.
     """
 
     methods = {
@@ -62,6 +70,7 @@ class Personas:
         "diffusion.py",
         "types.py",
         "checks.py",
+        "batching.py",
         "methods",
         "worlds",
         "zoo",
@@ -72,8 +81,9 @@ class Personas:
     )
     """The code that they depend on."""
 
-    def __init__(self, n: int, classifier: str | None = None) -> None:
+    def __init__(self, n: int, classifier: str | None = None, device: str = "cpu") -> None:
         self.n, self.name, self.attribute = n, *_split(classifier or self.classifier)
+        self.device = device
         if n < 2 or n % 2:
             raise ValueError(f"n = {n}; expected an even number of faces, half of either class.")
         try:
@@ -99,14 +109,18 @@ class Personas:
 
     def load(self, method: str) -> Any:
         """The method with its networks; None for a reference. Raises ValueError where it cannot explain this classifier."""
-        return None if method in self.references else _loaded(self.name, self.attribute, method)
+        if method in self.references:
+            return None
+        return _loaded(self.name, self.attribute, method, self.device)
 
     def explain(self, method: str, rows: slice, seed: int) -> CFResult:
-        """Explain some of the images."""
+        """Explain some of the images; on an accelerator half as many at a time wherever its memory runs out."""
         x, target = (part[rows] for part in self.images)
         if method in self.references:
             return pretended(x, self._shown(method, rows), target, self.judge)
-        return self.load(method).explain(x, target, seed=seed, progress=False)
+        if self.device == "cpu":
+            return self.load(method).explain(x, target, seed=seed, progress=False)
+        return explain_in_batches(self.load(method), x, target, seed=seed, progress=False)
 
     def _shown(self, reference: str, rows: slice) -> Tensor:
         """What stands in the place of the counterfactuals."""
@@ -127,8 +141,42 @@ class Personas:
 
 
 @lru_cache(maxsize=4)
-def _loaded(name: str, attribute: str, method: str) -> Any:
-    return _makers(name, attribute)[method]()
+def _loaded(name: str, attribute: str, method: str, device: str) -> Any:
+    made = _makers(name, attribute)[method]()
+    return made if device == "cpu" else reloaded(made, device=device)
+
+
+def reloaded(
+    method: Any,
+    *,
+    generator: Mapping[str, Any] | None = None,
+    classifier: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """The method with its networks loaded again by their names; settings, prompts and words stay as they are.
+
+    options: of `zoo.load` for all networks, such as dtype, compile, device; those of `generator` are for what makes images
+    (the denoiser, or the latent model) alone, those of `classifier` for what looks at them. What is not said stays as it was.
+    """
+    known, found = {entry.name for entry in fields(method)}, {}
+    for names, more in ((GENERATORS, generator), (JUDGES, classifier)):
+        for name in known.intersection(names):
+            found[name] = _again(getattr(method, name), {**options, **(more or {})})
+    if "predict" in known:  # TIME knows no more of its classifier
+        found["predict"] = _again(method.predict.__self__, {**options, **(classifier or {})}).predict
+    return replace(method, **found)
+
+
+def _again(network: Any, options: Mapping[str, Any]) -> Any:
+    """A network of the zoo, loaded anew with other options; None for none."""
+    if network is None:
+        return None
+    name, _, attribute = network.name.partition(":")
+    inside = getattr(network, "classifier", network)
+    inside = getattr(inside, "runner", inside)
+    kept = {"dtype": "bf16" if inside.bf16 else "fp32", "channels_last": inside.channels_last}
+    loaded = zoo.load(name, **{**kept, **options})
+    return loaded.for_attribute(attribute) if attribute else loaded
 
 
 def _makers(name: str, attribute: str) -> dict[str, Callable[[], Any]]:
@@ -171,6 +219,7 @@ def _split(classifier: str) -> tuple[str, str]:
         known = " or ".join(f"{name}:{a}" for a in personas.FACTOR_OF)
         raise ValueError(
             f"classifier = {classifier!r}; expected a classifier of faces and an attribute whose true change is known, {known}."
+            f"{nearest(attribute, personas.FACTOR_OF)}"
         )
     try:
         classifier_of(name, attribute)

@@ -36,7 +36,7 @@ def prompts_of(kind: str, attribute: str) -> Any:
 
 
 def _classes(x: Tensor, target: Tensor) -> list[int]:
-    worn = oracle_of("eyeglasses").predict(x)
+    worn = oracle_of("eyeglasses").predict(x.cpu())
     return [
         avatars.class_id("personas", bool(k), bool(g))
         for k, g in zip(target.tolist(), worn.tolist(), strict=True)

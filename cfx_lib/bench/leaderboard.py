@@ -28,7 +28,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cfx_lib.bench import results
+from cfx_lib.bench import devices, results
 from cfx_lib.bench.evaluate import METRICS, measure
 from cfx_lib.bench.report import Row
 from cfx_lib.bench.scoreboard import LONG, Settings, Table, lines_of
@@ -43,7 +43,7 @@ WORLDS = {"personas": "cfx_lib.bench.contestants:Personas"}
 MODES = {"fast": 8, "full": 64}  # images
 CARDS = ("README.md", "figures.json", ".csv", ".svg", ".png")  # what is beside weights to be looked at
 PROBES = 2  # images whose FLOPs are counted: one of either class
-SOURCES = ("bench/leaderboard.py", "bench/shards.py")
+SOURCES = ("bench/leaderboard.py", "bench/shards.py", "bench/devices.py")
 """Code that counterfactuals depend on, beside the world's."""
 
 
@@ -53,6 +53,7 @@ def run(
     folder: str | Path,
     *,
     threads: int = 1,
+    device: str = "cpu",
     cluster: str | None = None,
     retries: int = 2,
     progress: bool = True,
@@ -60,26 +61,32 @@ def run(
     """Make what is not made yet, measure, and write the files of the folder.
 
     methods: names of the world's methods, "all", or "references". threads: of each shard; part of the run, since the last
-    digits of sums depend on it. cluster, retries: see `shards.Run.make`. Raises ValueError, before anything is computed, for
-    unknown methods, settings that do not fit, and a folder of another run; OSError for a full disk.
+    digits of sums depend on it. device: see `devices.resolved`; cpu or cuda is part of the run too. Metrics are measured on
+    the CPU. cluster, retries: see `shards.Run.make`. Raises ValueError, before anything is computed, for unknown methods and
+    devices, settings that do not fit, and a folder of another run; OSError for a full disk.
     """
-    world = world_of(settings)
-    chosen = select(methods, world)
     if cluster is not None:
         from cfx_lib.bench.cluster import parsed
 
         parsed(cluster)
+    device = devices.resolved(device, cluster)
+    world = world_of(settings)
+    chosen = select(methods, world)
+    devices.check_world(_class_of(settings.world), settings.world, device)
     plan = {method: shards_of(method, settings, world) for method in chosen}
     identity = {
         "settings": asdict(settings),
         "weights": weights_of(world.weights),
         "versions": results.versions(),
+        **({} if device == "cpu" else {"device": devices.kind(device)}),
     }
+    spread = cluster is not None and not devices.elsewhere(cluster)
+    make = partial(make_shard, settings, device=device, spread=spread)
     sources = (*SOURCES, *world.sources)
     with opened(folder, identity, sources=sources, threads=threads) as held:
         every = [shard for shards in plan.values() for shard in shards]
         options = {"cluster": cluster, "retries": retries, "progress": progress}
-        failures = held.make(every, partial(make_shard, settings), **options)
+        failures = held.make(every, make, **options)
         images = {m: [s for s in shards if s.what["kind"] == "images"] for m, shards in plan.items()}
         whole = {m: shards for m, shards in images.items() if not any(s.name in failures for s in shards)}
         errors = {m: _error(shards, failures) for m, shards in images.items() if m not in whole}
@@ -96,13 +103,18 @@ def run(
 # ------------------------------------------------------------------------------------------- worlds and methods
 
 
-def world_of(settings: Settings) -> Any:
-    """The world of the settings, made once in a process. Raises ValueError for an unknown one."""
-    return _world(settings.world, settings.n, settings.classifier)
+def world_of(settings: Settings, device: str = "cpu") -> Any:
+    """The world of the settings, made once in a process for each device. Raises ValueError for an unknown one."""
+    return _world(settings.world, settings.n, settings.classifier, device)
 
 
 @lru_cache(maxsize=2)
-def _world(name: str, n: int, classifier: str | None) -> Any:
+def _world(name: str, n: int, classifier: str | None, device: str) -> Any:
+    made, options = _class_of(name), {} if device == "cpu" else {"device": device}
+    return made(n, **options) if classifier is None else made(n, classifier, **options)
+
+
+def _class_of(name: str) -> Any:
     place = WORLDS.get(name, name)
     module, _, what = place.partition(":")
     if not what:
@@ -110,10 +122,9 @@ def _world(name: str, n: int, classifier: str | None) -> Any:
             f"world = {name!r}{_near(name, WORLDS)}; expected {', '.join(WORLDS)}, or 'MODULE:CLASS' of your own."
         )
     try:
-        made = getattr(import_module(module), what)
+        return getattr(import_module(module), what)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"world = {name!r} cannot be imported: {error}.") from error
-    return made(n) if classifier is None else made(n, classifier)
 
 
 def select(names: Sequence[str], world: Any) -> list[str]:
@@ -165,23 +176,35 @@ def shards_of(method: str, settings: Settings, world: Any) -> list[Shard]:
     return shards
 
 
-def make_shard(settings: Settings, shard: Shard) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows of a shard, an image each, and its seconds and peak memory in bytes (see `measure_peak_memory`)."""
-    world, what = world_of(settings), shard.what
+def make_shard(
+    settings: Settings, shard: Shard, device: str = "cpu", spread: bool = False
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a shard, an image each, and its seconds and peak memory in bytes (see `measure_peak_memory`).
+
+    device, spread: where it computes, see `devices.own`.
+    """
+    device = devices.own(device, spread)
+    with devices.current(device):
+        return _made(settings, shard, device)
+
+
+def _made(settings: Settings, shard: Shard, device: str) -> tuple[pa.Table, dict[str, Any]]:
+    world, what = world_of(settings, device), shard.what
     method, seed = what["method"], what["seed"]
     world.load(method)  # networks are read before anything is measured
     if what["kind"] == "flops":
         rows = [slice(k, k + 1) for k in range(min(PROBES, settings.n))]
         return _flops_table(method, [measure_flops(world.explain, method, row, seed) for row in rows]), {}
     rows, done = slice(what["start"], what["stop"]), []
-    peak = measure_peak_memory(lambda: done.append(world.explain(method, rows, seed)))
+    peak = measure_peak_memory(lambda: done.append(world.explain(method, rows, seed)), device=device)
     (result,) = done
-    measured = {
-        "seconds": result.cost.seconds,
-        "peak_memory": peak,
-        "processor": results.machine()["processor"],
-    }
+    measured = {"seconds": result.cost.seconds, "peak_memory": peak, "processor": _processor(device)}
     return _images_table(method, seed, rows.start, result), measured
+
+
+def _processor(device: str) -> str:
+    machine = results.machine()
+    return machine["processor"] if device == "cpu" else machine["accelerator"]
 
 
 def _flops_table(method: str, counts: Sequence[int]) -> pa.Table:

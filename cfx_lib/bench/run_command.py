@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfx_lib.bench import leaderboard, scoreboard
+from cfx_lib.bench import devices, leaderboard, scoreboard
 from cfx_lib.bench.scoreboard import Settings
 from cfx_lib.worlds import personas
 
@@ -16,10 +16,14 @@ EPILOG = """examples, all of which work offline:
   %(prog)s --methods pgd,svce,references --n 4 --mode fast     a taste, in a minute
   %(prog)s --methods all --n 64 --mode full --out runs/all      the leaderboard; start it again after an interruption
   %(prog)s --methods all --n 64 --cluster local:2               the same in two processes
+  %(prog)s --methods all --n 64 --device cuda --cluster local:4 four processes, the GPUs of this machine in turn
   %(prog)s --methods nobody                                     says which methods there are
   %(prog)s --show                                               the leaderboard that is kept
 Further methods may be added to a folder later; any other setting needs a folder of its own.
 exit codes: 0 measured, 1 a method failed (the table says why) or the disk is full, 2 bad input"""
+
+
+DEVICES = "cpu, cuda (with --cluster local:N the GPUs in turn, with slurm and tcp the one that a job sees), cuda:K, or auto"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,20 +42,24 @@ def main(arguments: Sequence[str]) -> int:
             seeds=options.seeds,
             batch=options.batch,
         )
-        folder = Path(options.out).expanduser() if options.out else _folder(settings)
+        options.device = devices.resolved(options.device, options.cluster)
+        folder = Path(options.out).expanduser() if options.out else _folder(settings, options.device)
         print(f"folder: {folder}", file=sys.stderr, flush=True)
         table = leaderboard.run(
             options.methods.split(","),
             settings,
             folder,
             threads=options.threads,
+            device=options.device,
             cluster=options.cluster,
             retries=options.retries,
             progress=not options.quiet,
         )
         _report(table, options.json)
         if options.mode == "full" and not options.no_save:
-            path = scoreboard.save(table, threads=options.threads, cluster=options.cluster)
+            how = {"threads": options.threads, "cluster": options.cluster}
+            how |= {} if options.device == "cpu" else {"device": options.device}
+            path = scoreboard.save(table, **how)
             print(f"kept in {path.name}", file=sys.stderr)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,10 +76,11 @@ def main(arguments: Sequence[str]) -> int:
     return int(bool(table.errors))
 
 
-def _folder(settings: Settings) -> Path:
-    """Where a run goes that names no folder: into the cache, a folder for each choice of settings."""
+def _folder(settings: Settings, device: str) -> Path:
+    """Where a run goes that names no folder: into the cache, a folder for each choice of settings and kind of device."""
     own = (settings.classifier or "").replace("/", "-").replace(":", "-")
     parts = [settings.world.replace(":", "-"), own, f"n{settings.n}", f"seed{settings.seed}x{settings.seeds}"]
+    parts += [] if device == "cpu" else [devices.kind(device)]
     return personas.cache_dir().parent / "runs" / "-".join(part for part in parts if part)
 
 
@@ -110,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=1, help="how many; diversity needs two (default 1)")
     add("--batch", type=int, default=16, help="images in a shard (default 16)")
     add("--threads", type=int, default=1, help="of each shard; the last digits depend on it (default 1)")
+    add("--device", default="cpu", metavar="WHERE", help=f"{DEVICES} (default: cpu)")
     add("--cluster", metavar="WHERE", help="local:N, slurm[:N] or tcp://host:port; default: this process")
     add("--retries", type=int, default=2, help="further attempts at a shard that failed (default 2)")
     add("--no-save", action="store_true", help="leave data/results/ as it is")

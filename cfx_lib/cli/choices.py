@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
-__all__ = ["METHODS", "Method", "method_of", "nearest", "preset_of", "settings_of"]
+from cfx_lib.names import nearest
+
+__all__ = ["METHODS", "Method", "method_of", "preset_of", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,6 @@ NETWORKS = {
     "self_mask",
     "augment",
 }
-
-
-def nearest(given: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """ " Did you mean 'a' or 'b'?", or nothing where nothing is near. Capitals do not matter."""
-    lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(given.lower(), lower, 3, cutoff=cutoff)
-    return f" Did you mean {' or '.join(repr(lower[name]) for name in near)}?" if near else ""
 
 
 def method_of(name: str) -> Method:

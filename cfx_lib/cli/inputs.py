@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cfx_lib.cli.choices import nearest
+from cfx_lib.names import nearest
 from cfx_lib.worlds import folders
 
 __all__ = ["Images", "class_number", "read", "targets"]

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from cfx_lib.cli.choices import METHODS, nearest
+from cfx_lib.cli.choices import METHODS
+from cfx_lib.names import nearest
 
 __all__ = ["add_to", "run"]
 

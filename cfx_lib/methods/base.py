@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cfx_lib.checks import check_images, check_logits, check_mask, check_target
+from cfx_lib.names import nearest
 from cfx_lib.types import frozen_models
 
 __all__ = [
@@ -41,11 +42,13 @@ class Presets:
     def preset(cls, name: str, *models: Any, **overrides: Any) -> Self:
         """Make the method with the settings `name`; `overrides` replace single settings.
 
-        Raises ValueError for an unknown name, listing the known ones.
+        Raises ValueError for an unknown name, listing the known ones and offering the nearest.
         """
         if name not in cls.PRESETS:
             known = ", ".join(cls.PRESETS)
-            raise ValueError(f"unknown preset {name!r} of {cls.__name__}; expected one of: {known}.")
+            raise ValueError(
+                f"unknown preset {name!r} of {cls.__name__}; expected one of: {known}.{nearest(name, cls.PRESETS)}"
+            )
         return cls(*models, **{**cls.PRESETS[name], **overrides})
 
 

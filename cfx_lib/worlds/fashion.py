@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfx_lib.names import nearest
 from cfx_lib.worlds import trees
 
 __all__ = ["CLASSES", "HIERARCHY", "distance", "load", "load_uint8", "path_of", "siblings", "to_tensor"]
@@ -81,7 +82,8 @@ def _index(label: int | str) -> int:
         return CLASSES.index(label)
     if not isinstance(label, str) and 0 <= int(label) < len(CLASSES):
         return int(label)
-    raise ValueError(f"there is no class {label!r}; expected 0..9 or one of {', '.join(CLASSES)}.")
+    near = nearest(str(label), CLASSES)
+    raise ValueError(f"there is no class {label!r}; expected 0..9 or one of {', '.join(CLASSES)}.{near}")
 
 
 def path_of(label: int | str) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cfx_lib.names import nearest
+
 __all__ = [
     "Images",
     "Index",
@@ -257,7 +259,10 @@ def celeba_hq(
     if attribute is None:
         return Images(paths, size)
     if attribute not in names:
-        raise ValueError(f"CelebA-HQ has no attribute {attribute!r}; expected one of {', '.join(names)}.")
+        near = nearest(attribute, names)
+        raise ValueError(
+            f"CelebA-HQ has no attribute {attribute!r}; expected one of {', '.join(names)}.{near}"
+        )
     column = 1 + names.index(attribute)
     return Images(paths, size, [int(row[column]) > 0 for row in rows], (f"not {attribute}", attribute))
 
@@ -309,7 +314,10 @@ def bdd100k(
     pairs = [(path, value) for path, value in pairs if value is not None]
     if not pairs:
         attributes = sorted({key for row in known.values() for key in row})
-        raise ValueError(f"BDD100k has no attribute {attribute!r}; expected one of {', '.join(attributes)}.")
+        near = nearest(attribute, attributes)
+        raise ValueError(
+            f"BDD100k has no attribute {attribute!r}; expected one of {', '.join(attributes)}.{near}"
+        )
     classes = sorted({value for _, value in pairs})
     return Images([p for p, _ in pairs], size, [classes.index(value) for _, value in pairs], classes)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfx_lib.checks import check_images, check_target
+from cfx_lib.names import nearest
 from cfx_lib.types import Noise, frozen_models
 from cfx_lib.worlds import fashion, imagenet_tree, trees
 
@@ -41,10 +42,11 @@ class Tree:
         for index, (name, _) in self.classes.items():
             if label == index or label == name:
                 return index
+        near = nearest(str(label), [name for name, _ in self.classes.values()])
         some = ", ".join(f"{index} {name}" for index, (name, _) in list(self.classes.items())[:3])
         raise ValueError(
             f"the tree {self.name!r} has no class {label!r}; it has {len(self.classes)} classes ({some}, ...). "
-            "Use another tree, or targets.representational, which needs none."
+            f"Use another tree, or targets.representational, which needs none.{near}"
         )
 
     def path(self, label: int | str) -> tuple[str, ...]:

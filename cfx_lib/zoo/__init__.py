@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cfx_lib.zoo.checkpoints import (
         classifier_from_file,
         embedding_from_file,
+        facenet_from_file,
         lpips_from_file,
         openai_denoiser,
         simsiam_from_file,
@@ -68,6 +69,7 @@ _HOME = {
     "published": "manifest",
     "classifier_from_file": "checkpoints",
     "embedding_from_file": "checkpoints",
+    "facenet_from_file": "checkpoints",
     "lpips_from_file": "checkpoints",
     "openai_denoiser": "checkpoints",
     "simsiam_from_file": "checkpoints",
@@ -90,6 +92,7 @@ __all__ = [
     "data_dir",
     "download",
     "embedding_from_file",
+    "facenet_from_file",
     "latent_diffusion",
     "load",
     "lpips_from_file",

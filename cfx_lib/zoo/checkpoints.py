@@ -21,6 +21,7 @@ from cfx_lib.zoo.files import load_into, read_state_dict
 __all__ = [
     "classifier_from_file",
     "embedding_from_file",
+    "facenet_from_file",
     "lpips_from_file",
     "openai_denoiser",
     "simsiam_from_file",
@@ -28,6 +29,7 @@ __all__ = [
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 NORMALISERS = ("normalizer.", "normalize.")
+COUNTS = ".num_batches_tracked"  # of a batch norm, which does not use it once it is trained
 HEADS = ("fc.", "classifier.", "logits.", "head.")
 
 
@@ -107,6 +109,23 @@ def embedding_from_file(
     return Embedding(network, dim, mean, std, name or Path(path).stem, **options).eval()
 
 
+def facenet_from_file(path: str | Path, *, name: str = "", **options: Any) -> Embedding:
+    """The face network of facenet-pytorch (Inception-ResNet v1, trained on VGGFace2 or CASIA-Webface) as an embedding.
+
+    (N,3,H,W) in [-1,1] -> identities (N,512) of length 1, for `metrics.fs` and `metrics.fva`; the head of identities is left
+    out. Faces should fill the image, as :class:`cfx_lib.zoo.facenet.InceptionResnetV1` says. The papers' FVA and FS look through
+    another network, a ResNet-50. Raises FileNotFoundError, and ValueError for weights of another network.
+    """
+    import torch
+
+    from cfx_lib.zoo.facenet import STD, InceptionResnetV1
+
+    with torch.random.fork_rng(devices=[]):
+        network = InceptionResnetV1()
+    options = {"std": (STD,) * 3, "without": ("logits.",), "name": name or "VGGFace2"} | options
+    return embedding_from_file(path, network, 512, **options)
+
+
 def simsiam_from_file(
     path: str | Path, architecture: str = "resnet50", *, name: str = "", **options: Any
 ) -> Embedding:
@@ -182,7 +201,8 @@ def under_prefix(
         p for p in candidates if p != prefix and p.startswith(prefix) and 2 * fits[p] > len(own)
     ]  # copies
     drop = tuple(n.removeprefix(prefix) for n in nested) + NORMALISERS + (() if keep else tuple(without))
-    found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    found = {key: value for key, value in own.items() if key.endswith(COUNTS)}  # old files lack them
+    found |= {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     return {key: value for key, value in found.items() if key in own or not (drop and key.startswith(drop))}
 
 

@@ -17,6 +17,8 @@ __all__ = ["READERS", "file_of", "load_published"]
 def load_published(entry: Published, **options: Any) -> nn.Module:
     """A published checkpoint, downloaded on the first call and checked where its sum is known. `options`: see `load_folder`.
 
+    What LPIPS, DiME's perceptual term and FID look through always computes in float32, as published: `options` are not for them.
+
     Raises FileNotFoundError when offline and not in the cache, gated, or not there; ValueError when damaged.
     """
     return READERS[entry.format](entry, **options)
@@ -57,7 +59,7 @@ def _robust(entry: Published, **options: Any) -> nn.Module:
 def _simsiam(entry: Published, **options: Any) -> nn.Module:
     from cfx_lib.zoo.checkpoints import simsiam_from_file
 
-    return simsiam_from_file(file_of(entry), name=entry.name, **options)
+    return simsiam_from_file(file_of(entry), name=entry.name, **entry.options, **options)
 
 
 def _lpips(entry: Published, **_: Any) -> nn.Module:
@@ -78,10 +80,10 @@ def _inception(entry: Published, **_: Any) -> nn.Module:
     return load_inception(file_of(entry))
 
 
-def _own(entry: Published, **_: Any) -> nn.Module:
-    raise ValueError(
-        f"{entry.name} cannot be loaded by its name alone: {entry.note}. Its file: {entry.where}"
-    )
+def _facenet(entry: Published, **options: Any) -> nn.Module:
+    from cfx_lib.zoo.checkpoints import facenet_from_file
+
+    return facenet_from_file(file_of(entry), name=entry.name, **options)
 
 
 READERS: dict[str, Callable[..., nn.Module]] = {
@@ -92,6 +94,6 @@ READERS: dict[str, Callable[..., nn.Module]] = {
     "lpips": _lpips,
     "vgg19": _vgg19,
     "inception": _inception,
-    "own network": _own,
+    "facenet": _facenet,
 }
 """How a checkpoint of each format is read."""

@@ -96,8 +96,9 @@ def find(name: str | os.PathLike[str], allow_pickle: bool = False) -> tuple[Path
         raise ValueError(_single_file(given))
     if pretrained := _of_timm(text):
         return fetch(pretrained, allow_pickle), text
-    near = difflib.get_close_matches(text, sorted({*names(), *shipped, *published()}), 3, cutoff=0.5)
-    near = near or _near_timm(text)
+    hubs = {entry.where for entry in published().values() if "://" not in entry.where}
+    known = set() if text in hubs else {*names(), *shipped, *published(), *hubs}
+    near = difflib.get_close_matches(text, sorted(known), 3, cutoff=0.5) or _near_timm(text)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     world = text.split("/")[0]
     own = any(
