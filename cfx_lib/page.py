@@ -92,19 +92,27 @@ def _check(
 ) -> None:
     for what, given in (("figures", figures), ("tests", tests), ("limits", limits), ("images", images)):
         if not given:
-            raise ValueError(f"a report without {what} says more than is known; expected at least one: give {what}=.")
+            raise ValueError(
+                f"a report without {what} says more than is known; expected at least one: give {what}=."
+            )
     for name, value in figures.items():
         if not isinstance(value, Value):
-            raise ValueError(f"the figure {name!r} is {value!r}; expected a metrics.Value, which has an interval.")
+            raise ValueError(
+                f"the figure {name!r} is {value!r}; expected a metrics.Value, which has an interval."
+            )
     for row in tests:
         if missing := [key for key in COLUMNS if key != "control" and key not in row]:
             raise ValueError(f"a test without {', '.join(missing)}; expected the keys {', '.join(COLUMNS)}.")
     if not all(0 <= k < len(result) for k in images):
         raise ValueError(f"images {list(images)}; expected rows of the result, 0 to {len(result) - 1}.")
     if int(result.target.max()) >= len(names):
-        raise ValueError(f"{len(names)} names for targets up to {int(result.target.max())}; expected one a class.")
+        raise ValueError(
+            f"{len(names)} names for targets up to {int(result.target.max())}; expected one a class."
+        )
     if any(other.shape != result.x.shape for other in seeds):
-        raise ValueError("the counterfactuals of another seed have another shape; expected those of the same images.")
+        raise ValueError(
+            "the counterfactuals of another seed have another shape; expected those of the same images."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- parts
@@ -115,9 +123,7 @@ def _facts(result: CFResult, classifier: str, data: str, method: Any, names: Seq
     asked = ", ".join(f"{wanted.count(name)} as “{name}”" for name in dict.fromkeys(wanted))
     chosen = ", ".join(f"{k} {_plain(v)}" for k, v in settings(method).items())
     cost = result.cost.per_image(len(result))
-    spent = (
-        f"{cost.seconds:.2g} s, {cost.denoiser_calls:.4g} denoiser and {cost.classifier_calls:.4g} classifier calls an image"
-    )
+    spent = f"{cost.seconds:.2g} s, {cost.denoiser_calls:.4g} denoiser and {cost.classifier_calls:.4g} classifier calls an image"
     rows = {
         "Classifier": escape(classifier),
         "Images": escape(data),
@@ -125,7 +131,11 @@ def _facts(result: CFResult, classifier: str, data: str, method: Any, names: Seq
         "Method": f'{escape(type(method).__name__)} <span class="small">({escape(chosen)})</span>',
         "Cost": escape(spent + (f"; {runs} seeds" if runs > 1 else "; one seed")),
     }
-    return '<table class="facts">' + "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items()) + "</table>"
+    return (
+        '<table class="facts">'
+        + "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items())
+        + "</table>"
+    )
 
 
 def _pictures(
@@ -165,14 +175,17 @@ def _figure(image: Any, caption: str, size: int) -> str:
 
 def _figures(figures: Mapping[str, Value]) -> str:
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in figures.items())
-    return f'<table class="lined"><tr><th>measured</th><th>value, 95 % interval, images</th></tr>{rows}</table>'
+    return (
+        f'<table class="lined"><tr><th>measured</th><th>value, 95 % interval, images</th></tr>{rows}</table>'
+    )
 
 
 def _tests(tests: Sequence[Mapping[str, Any]]) -> str:
     columns = {key: text for key, text in COLUMNS.items() if any(row.get(key) is not None for row in tests)}
     head = "".join(f"<th>{escape(text)}</th>" for text in columns.values())
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(row.get(key, '')))}</td>" for key in columns) + "</tr>" for row in tests
+        "<tr>" + "".join(f"<td>{escape(str(row.get(key, '')))}</td>" for key in columns) + "</tr>"
+        for row in tests
     )
     return f'<table class="lined"><tr>{head}</tr>{body}</table>'
 

@@ -63,7 +63,9 @@ def train_classifier(
     model = classifier.Normalised(copy.deepcopy(network), **normalisation(network))
     loss = hit.smoothed_loss(SMOOTHING if noise else 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        trained, curve = fit(model.to(memory_format=torch.channels_last), draw, loss, recipe, Path(folder) / "training")
+        trained, curve = fit(
+            model.to(memory_format=torch.channels_last), draw, loss, recipe, Path(folder) / "training"
+        )
     return trained.network, curve
 
 
@@ -72,11 +74,15 @@ def _batches(data: Images | tuple[Tensor, Tensor], noise: float, num_classes: in
     files = isinstance(data, Images)
     labels = data.labels if files else data[1]
     if labels is None:
-        raise ValueError("the folder has no subfolders, hence no labels; expected one subfolder of images a class.")
+        raise ValueError(
+            "the folder has no subfolders, hence no labels; expected one subfolder of images a class."
+        )
     labels = torch.as_tensor(labels).long()
     size = data.size if files else data[0].shape[-1]
     if not files and (data[0].ndim != 4 or len(data[0]) != len(labels)):
-        raise ValueError(f"images {tuple(data[0].shape)} and {len(labels)} labels; expected (M,C,H,W) and M labels.")
+        raise ValueError(
+            f"images {tuple(data[0].shape)} and {len(labels)} labels; expected (M,C,H,W) and M labels."
+        )
     if num_classes is not None and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
             f"labels {int(labels.min())} to {int(labels.max())} for a network of {num_classes} classes; expected one logit "
