@@ -38,7 +38,6 @@ import os
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -49,7 +48,7 @@ from cfx_lib import ACE, LDCE, DiME, metrics, zoo
 from cfx_lib.batching import explain_in_batches
 from cfx_lib.bench import results
 from cfx_lib.learn import exercise, hint, mode, own, plots, progress, say, show, solution, widgets  # noqa: F401
-from cfx_lib.learn.compare import NOT_REPRODUCED, REPRODUCED, Ledger, less, near
+from cfx_lib.learn.compare import REPRODUCED, Ledger, less, near
 from cfx_lib.learn.measure import chance, smoothness
 from cfx_lib.learn.plots import amplified
 from cfx_lib.methods.gradients import class_gradient
@@ -831,7 +830,7 @@ claim(
     less(LEAST, effect["yours", planted]),
 )
 claim(
-    f"... and more than it raises the honest network's",
+    "... and more than it raises the honest network's",
     "this course",
     less(effect["honest", planted], effect["yours", planted]),
 )  # noqa: F541
@@ -850,8 +849,9 @@ failed = [
     for h in acted
     if h not in (planted, itself) and verdict(before["yours"], after["yours", h], LEAST) == "fails"
 ]
+listed = ", ".join(f"*{h}* ({effect['yours', h]})" for h in failed)
 say(
-    f"Hypotheses that **fail** the test: {', '.join(f'*{h}* ({effect["yours", h]})' for h in failed)}. A failed hypothesis is a result; write it on the page, too."
+    f"Hypotheses that **fail** the test: {listed}. A failed hypothesis is a result; write it on the page, too."
     if failed
     else "None of the other hypotheses fails clearly here."
 )
