@@ -243,7 +243,8 @@ def celeba_hq(n: int, device: str, settings: Mapping[str, Mapping[str, Any]]) ->
             "(https://github.com/switchablenorms/CelebAMask-HQ, for non-commercial research). Or leave CFX_MODE on fast or full."
         )
     size = int(os.environ.get("CFX_SIZE", "256"))
-    x, _ = folders.celeba_hq(root, "Smiling", "test", size).load(n)
+    faces = folders.celeba_hq(root, "Smiling", "test", size)
+    x, _ = faces.load(min(n, len(faces)))
     if named("classifier of faces"):
         classifier = _load("classifier of faces", device)
     else:
