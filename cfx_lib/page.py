@@ -64,7 +64,8 @@ def write_page(
     sentence each. `names`: of the classes. `figures`: {what: Value}, each with its interval. `reading`: the hypothesis, in
     words. `tests`: one row a tested hypothesis with the keys of `COLUMNS` ("effect" and "control" are Values; "control"
     may be left out). `limits`: what may not be concluded. `images`: the rows of `result` that are shown, chosen by you, so
-    say how in `reading`; `seeds`: the counterfactuals (N,C,H,W) of other seeds, shown beside. `size`: pixels a side.
+    say how in `reading`; `seeds`: for each other seed the counterfactuals
+    (len(images),C,H,W) of the shown images. `size`: pixels a side.
 
     Raises ValueError for a page that leaves out what a reader must be told: figures, tests and limits.
     """
@@ -109,9 +110,9 @@ def _check(
         raise ValueError(
             f"{len(names)} names for targets up to {int(result.target.max())}; expected one a class."
         )
-    if any(other.shape != result.x.shape for other in seeds):
+    if any(other.shape != result.x[: len(images)].shape for other in seeds):
         raise ValueError(
-            "the counterfactuals of another seed have another shape; expected those of the same images."
+            f"the counterfactuals of another seed have another shape; expected one for each of the {len(images)} images shown."
         )
 
 
@@ -141,7 +142,8 @@ def _facts(result: CFResult, classifier: str, data: str, method: Any, names: Seq
 def _pictures(
     result: CFResult, names: Sequence[str], images: Sequence[int], seeds: Sequence[Tensor], size: int
 ) -> str:
-    return "".join(f"<div>{_row(result, names, k, seeds, size)}</div>" for k in images)
+    rows = (_row(result, names, k, [x_cf[n] for x_cf in seeds], size) for n, k in enumerate(images))
+    return "".join(f"<div>{row}</div>" for row in rows)
 
 
 def _row(result: CFResult, names: Sequence[str], k: int, seeds: Sequence[Tensor], size: int) -> str:
@@ -154,7 +156,7 @@ def _row(result: CFResult, names: Sequence[str], k: int, seeds: Sequence[Tensor]
         (picture(result.x_cf[k]), f"{names[wanted]}{after}{' ✔' if result.flipped[k] else ' ✘'}"),
         (changed, f"change × {gain:.2g}"),
     ]
-    shown += [(picture(x_cf[k]), f"seed {n + 1}") for n, x_cf in enumerate(seeds)]
+    shown += [(picture(other), f"seed {n + 1}") for n, other in enumerate(seeds)]
     return "".join(_figure(image, caption, size) for image, caption in shown)
 
 
