@@ -213,8 +213,7 @@ plots.image_rows(
 #
 # $$ \min_\theta\ \mathbb E_{(x,y)}\, \mathbb E_{\sigma\sim U(0,\,\sigma_{max}),\ \epsilon\sim\mathcal N(0,I)}\; L_{class}\big(C_\theta(x+\sigma\epsilon),\, y\big) \tag{10.1} $$
 #
-# Why the noise? It costs a little accuracy at most, and it forces the network to use what is *large*: a single bright pixel carries no answer
-# when every pixel is noisy. (With the noise come small shifts, changes of light and colour, and label smoothing.)
+# Why the noise? It makes the network use what is *large*: a single bright pixel carries no answer when every pixel is noisy. (With the noise come small shifts, changes of light and colour, and label smoothing.)
 # Section 3 measures what it buys.
 
 # %%
@@ -983,7 +982,7 @@ claim("More than half flip with the first weight (your network)", "Table 3.7", l
 #   change the method; here the loss of an image is its own business.
 # - **No clamp at the end.** Released DiME asks the classifier about an image that may lie outside $[-1, 1]$. Saved as a file it can lose its flip. `clamp=False` gives that behaviour back.
 #
-# The same weights under both losses, on your network (same start; the log-probability saturates, so its weights are of another size):
+# The same weight under both losses, on your network. The push of the log-probability fades as the class is won:
 
 # %%
 losses = {"logit": SCALES[0], "log_prob": SCALES[0]}
@@ -992,6 +991,7 @@ compared = {
     for loss, weight in losses.items()
 }  # fmt: skip
 results.show_table([{"loss": n, "weight": losses[n], **summary(r)} for n, r in compared.items()], {"loss": "loss", "weight": "weight"} | COLUMNS)  # fmt: skip
+claim("With the same weight the log-probability changes the image less than the raw logit does", "this course", less(*(metrics.lp_norm(compared[n], per_pixel=True, unit_range=True) for n in ("log_prob", "logit"))))  # fmt: skip
 
 # %% [markdown]
 # ## 12 · The page
@@ -1063,12 +1063,29 @@ assert gap < 1e-3
 # %% [markdown]
 # ## 13 · On a GPU: ImageNet and CelebA-HQ
 #
-# The same steps with published checkpoints, in `paper` mode (`CFX_MODE=paper`). Be kind to yourself and read the table first: the downloads are gigabytes, the images must be yours, and some licences forbid
-# commercial use. A GPU is needed to enjoy it: a counterfactual of 256 x 256 pixels takes hundreds to thousands of calls of a network of some hundred million parameters. (Nothing of this section was
-# measured for this text: if you run it, its table is the first.) Begin with one method and two images.
+# The same steps with published checkpoints, in `paper` mode (`CFX_MODE=paper`). Be kind to yourself and read the tables first: the downloads are gigabytes, the images must be yours, some licences forbid
+# commercial use, and a GPU is needed to enjoy it. Nothing of this section was measured for this text: if you run it, its table is the first.
 
 # %%
 results.show_table(own.needs())
+
+# %% [markdown]
+# **How long?** Multiply the calls of the large network by the time of one call on your GPU (measure it with two images). A way back through the network counts like a call here.
+# **How much memory?** The networks, and what their gradient keeps: ACE goes back through a whole chain, hence `checkpointing=True` below. A batch that does not fit is halved by itself (`explain_in_batches`).
+
+# %%
+ace_paper, dime_paper = ACE.PRESETS["paper/imagenet"], DiME.PRESETS["paper/celebahq"]
+chain, tau = ace_paper["start"], dime_paper["start"]
+iterations = ACE(ddpm, yours).iterations
+calls = {
+    "ACE, paper/imagenet": (3 * iterations + 1)
+    * chain,  # there, there again (checkpointing) and back, then the refinement
+    "DiME, paper/celebahq, for each weight that is tried": tau * (tau + 1) // 2 - (tau - 1),
+    'DiME with inner="one-step" (FastDiME\'s)': tau,
+    "LDCE, paper/imagenet": 3
+    * LDCE.PRESETS["paper/imagenet"]["start"],  # with and without the text, and back through one
+}
+results.show_table([{"method": name, "calls an image": str(n)} for name, n in calls.items()])
 
 # %% [markdown]
 # What happens if a checkpoint is missing, and nothing may be downloaded (`CFX_OFFLINE=1`)? Every error says what was expected and what to do:
