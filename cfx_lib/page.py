@@ -20,7 +20,7 @@ from cfx_lib.types import CFResult
 
 __all__ = ["write_page"]
 
-PIXELS = 112  # a side of a picture on the page, at least
+PIXELS = 104  # a side of a picture on the page, at least
 COLUMNS = {
     "hypothesis": "read in the pictures",
     "test": "tested by",
@@ -31,12 +31,13 @@ COLUMNS = {
 
 _STYLE = """
 @page { size: A4; margin: 11mm; }
-body { font: 12.5px/1.36 system-ui, sans-serif; margin: 1rem auto; max-width: 52rem; padding: 0 1rem; color: #1d1d1f; background: #fff; }
-h1 { font-size: 1.45rem; margin: 0 0 .2rem; } h2 { font-size: 1rem; margin: .8rem 0 .25rem; border-bottom: 1px solid #0072B2; }
+body { font: 12px/1.32 system-ui, sans-serif; margin: 1rem auto; max-width: 52rem; padding: 0 1rem; color: #1d1d1f; background: #fff; }
+h1 { font-size: 1.45rem; margin: 0 0 .2rem; } h2 { font-size: 1rem; margin: .55rem 0 .2rem; border-bottom: 1px solid #0072B2; }
 p { margin: .25rem 0; } .small { color: #555; font-size: .88em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; } th, td { padding: .16rem .5rem .16rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; } .lined td, .lined th { border-bottom: 1px solid #ddd; } .facts th { width: 9.5rem; white-space: nowrap; }
-figure { margin: 0; display: inline-block; text-align: center; padding: 0 .5rem .3rem 0; } figcaption { font-size: .84em; }
+@media print { body { font-size: 10.5px; margin: 0; padding: 0; } }
+figure { margin: 0; display: inline-block; text-align: center; padding: 0 .5rem .15rem 0; } figcaption { font-size: .84em; }
 img { image-rendering: pixelated; display: block; margin: auto; } ul { margin: .2rem 0; padding-left: 1.2rem; }
 """
 
@@ -205,4 +206,6 @@ def _origin() -> str:
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(map(_plain, value)) + ")"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
