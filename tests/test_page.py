@@ -66,7 +66,7 @@ def test_the_control_column_is_there_only_when_it_was_measured(tmp_path, explain
         ({"tests": [{"hypothesis": "a frown"}]}, "a test without test, effect, verdict"),
         ({"images": (4,)}, "expected rows of the result, 0 to 3"),
         ({"names": ("young",)}, "1 names for targets up to 1"),
-        ({"seeds": [torch.zeros(3, 3, 8, 8)]}, "another seed have another shape"),
+        ({"seeds": [torch.zeros(2, 3, 8, 8)]}, "another seed have another shape"),
     ],
 )
 def test_what_a_reader_must_be_told_cannot_be_left_out(tmp_path, explained, changes, said):

@@ -677,7 +677,7 @@ results.show_table([{"method": n, **summary(r)} for n, r in found.items()], {"me
 
 # %% [markdown]
 # The methods need not agree, since each answers within what it can draw. ACE's short chain can bend a line, and hardly more; DiME from a noisier start exchanges whole
-features; LDCE draws what the *word* brings along, whether your network asked for it or not, and its model knows eight styles of drawing (notebook 05): an image that comes back as somebody else, in another style, is a failure of LDCE and no answer of your network. **What several methods change alike is a better hypothesis** than what one of them does.
+# features; LDCE draws what the *word* brings along, whether your network asked for it or not, and its model knows eight styles of drawing (notebook 05): an image that comes back as somebody else, in another style, is a failure of LDCE and no answer of your network. **What several methods change alike is a better hypothesis** than what one of them does.
 
 # %% [markdown]
 # ## 7 · The trajectory of one explanation
