@@ -4,7 +4,7 @@ python -m cfx_lib.bench                      everything; this takes long at the 
 python -m cfx_lib.bench notebooks inner      some of: dime, inner, notebooks
 python -m cfx_lib.bench inner --images 64    more faces for the comparison of the inner chains
 python -m cfx_lib.bench --save               also keep each table as data/results/bench-NAME.json
-python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, hit, ldce, metrics, time)
+python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, hit, ldce, metrics, own, time)
 python -m cfx_lib.bench evaluate FOLDER      every metric for explanations that CFResult.save wrote
 python -m cfx_lib.bench run --methods all    the leaderboard: all methods on the same images, in shards
 """
@@ -24,7 +24,7 @@ PARTS = {
 }
 
 
-STUDIES = ("ace", "dime", "dvce", "hit", "ldce", "metrics", "time")
+STUDIES = ("ace", "dime", "dvce", "hit", "ldce", "metrics", "own", "time")
 
 
 def main(arguments: list[str] | None = None) -> int:
