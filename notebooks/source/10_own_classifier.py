@@ -46,9 +46,9 @@ from IPython.display import HTML, display
 
 from cfx_lib import ACE, LDCE, DiME, metrics, zoo
 from cfx_lib.batching import explain_in_batches
-from cfx_lib.bench import results
+from cfx_lib.bench import own_study, results
 from cfx_lib.learn import exercise, hint, mode, own, plots, progress, say, show, solution, widgets  # noqa: F401
-from cfx_lib.learn.compare import REPRODUCED, Ledger, less, near
+from cfx_lib.learn.compare import REPRODUCED, Ledger, less, near, stored, value
 from cfx_lib.learn.measure import chance, smoothness
 from cfx_lib.learn.plots import amplified
 from cfx_lib.methods.gradients import class_gradient
@@ -731,6 +731,33 @@ claim("In fewer of the brittle network's explanations than of yours does the ora
 claim(f"DiME brings in the companion ({WITH}) more often for your network than for the honest one", "this course", shown_verdict)  # fmt: skip
 
 # %% [markdown]
+# ### What noise in training buys
+# The brittle network is explained with weights of its own, and still the judge sees less in its pictures. Is that this one training, or the recipe? Stored: several trainings with the largest deviation $\sigma_{max}$
+# of Eq. 10.1; intervals over trainings.
+
+# %%
+noise_full = stored("own_noise") if (LABEL, ALONG) == (own_study.LABEL, own_study.ALONG) else []
+if noise_full:
+    results.show_table(noise_full, {"noise": "largest noise", "length": "length of the gradient", "smooth": "left after a blur", "flip_rate": "flipped by DiME",
+                                    "seen": "oracle: label or companion changed", "along": f"effect of “{WITH}”", "trainings": "trainings", "n": "faces"})  # fmt: skip
+    at = {(sigma, key): value(noise_full, key, noise=sigma) for sigma in (0.0, 0.5) for key in ("length", "smooth", "seen", "along")}  # fmt: skip
+    claim(
+        "Over several trainings: noise makes the gradient shorter",
+        "this course",
+        less(at[0.5, "length"], at[0.0, "length"]),
+    )
+    claim("... and smoother", "this course", less(at[0.0, "smooth"], at[0.5, "smooth"]))
+    claim(
+        "... and the oracle sees a change in more of the explanations",
+        "this course",
+        less(at[0.0, "seen"], at[0.5, "seen"]),
+    )
+    claim("... but it makes the network take the shortcut more, not less", "this course", less(at[0.0, "along"], at[0.5, "along"]))  # fmt: skip
+
+# %% [markdown]
+# Noise makes a network *explainable*; that is not the same as making it *right*. What it does to the shortcut stands in the last column.
+
+# %% [markdown]
 # ### The same question, other seeds
 # A counterfactual is one sample of many. What stays the same from seed to seed belongs to the network; what varies belongs to chance.
 
@@ -897,8 +924,40 @@ claim(f"With {1 - MIDDLE:.0%} of the folder against it the companion's effect is
 claim("... and the label's own effect is larger", "this course", less(dose[itself][2], dose[itself][1]))
 
 # %% [markdown]
-# Three points, one training each: the intervals speak of faces, not of what another seed of the training would have learnt. Train with other seeds before you publish a curve like this. But the remedy is
-# visible: **a few images that break the pattern are worth more than many that follow it.** That is how an explanation becomes a better folder.
+# Three points, one training each: the intervals speak of faces, not of what another seed of the training would have learnt. The stored table has several trainings for each share; its
+# intervals are over *trainings*.
+
+# %%
+dose_full = stored("own_dose") if (LABEL, ALONG) == (own_study.LABEL, own_study.ALONG) else []
+if dose_full:
+    results.show_table(dose_full, {"share": "share that agrees", "along": f"effect of “{planted}”", "label": f"effect of “{itself}”",
+                                   "independent": "right, companion independent", "trainings": "trainings", "n": "faces"})  # fmt: skip
+    display(
+        plots.curve(
+            {f"effect of “{h}”": ([r["share"] for r in dose_full], [r[key] for r in dose_full]) for h, key in ((planted, "along"), (itself, "label"))},
+            xlabel="share of the folder in which label and companion agree",
+            ylabel=f"change of P({HAS})",
+            title="Stored: several trainings for each folder; intervals over trainings",
+            hlines={"what matters": LEAST},
+        )
+    )  # fmt: skip
+    at = {
+        (share, key): value(dose_full, key, share=share)
+        for share in (0.5, 0.9, 1.0)
+        for key in ("along", "label")
+    }
+    claim("Over several trainings: the companion's effect is larger if it always agrees than at nine in ten", "this course", less(at[0.9, "along"], at[1.0, "along"]))  # fmt: skip
+    claim(
+        "... and the label's own effect is smaller", "this course", less(at[1.0, "label"], at[0.9, "label"])
+    )
+    claim(
+        "... in the perfect trap the companion counts more than the label",
+        "this course",
+        less(at[1.0, "label"], at[1.0, "along"]),
+    )
+
+# %% [markdown]
+# The remedy is visible: **a few images that break the pattern are worth more than many that follow it.** That is how an explanation becomes a better folder.
 
 # %% [markdown]
 # ## 10 · Paper against measured
