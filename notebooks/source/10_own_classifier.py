@@ -20,8 +20,8 @@
 # - to train a network that can be explained, and to recognise one that can not;
 # - to write the result down on one page, with its limits.
 #
-# **You need** notebook 02 (DiME, the oracle, semantic flips). Notebooks 03 and 05 introduce ACE and LDCE, which are used here.
-# No GPU, no internet connection.
+# **You need** notebook 02 (DiME, the oracle, semantic flips). Notebooks 03 and 05 introduce ACE and LDCE, which are used
+# here. No GPU, no internet connection.
 #
 # **Time**: the notebook itself runs in at most 90 seconds on two idle cores (`fast` mode), a third of it spent on training.
 #
@@ -128,9 +128,10 @@ plots.explained(first, target_name="wanted", title="Five lines: the other answer
 # %% [markdown]
 # ## 1 · A folder, a label, and a trap
 #
-# Choose what your network shall tell apart (`LABEL`), and what *happens to go along with it* in the folder (`ALONG`). `SHARE` is
-# the share of the images in which the two agree: 0.5 means independent, 1 means always (take more than 0.5). The default is a story from the thesis
-# (Sect. 4.4.5): a network of age that takes a frown for old age. Ours gets a reason to: whoever took these photographs told jokes to the young only.
+# Choose what your network shall tell apart (`LABEL`), and what *happens to go along with it* in the folder (`ALONG`).
+# `SHARE` is the share of the images in which the two agree: 0.5 means independent, 1 means always (take more than 0.5). The
+# default is a story from the thesis (Sect. 4.4.5): a network of age that takes a frown for old age. Ours gets a reason to:
+# whoever took these photographs told jokes to the young only.
 #
 # (Run it with the default first. Afterwards come back and try your own: the text below is computed, it follows your choice.)
 
@@ -143,8 +144,8 @@ CLASSES = (HAS_NOT, HAS)  # class 0, class 1
 # %% [markdown]
 # ### Exercise 10.1 ●○○ (5 min): plant the trap
 #
-# `has` (N,) says which images have the label; `u` (N,) is drawn uniformly from $[0, 1)$. Return which images show the companion:
-# it *agrees* with the label where `u` is below `share`, and is the label's opposite elsewhere.
+# `has` (N,) says which images have the label; `u` (N,) is drawn uniformly from $[0, 1)$. Return which images show the
+# companion: it *agrees* with the label where `u` is below `share`, and is the label's opposite elsewhere.
 #
 # <details><summary>Hint</summary>An image without the label can agree, too: then it has no companion. And it can disagree.</details>
 
@@ -187,8 +188,9 @@ say(
 )  # fmt: skip
 
 # %% [markdown]
-# From here on pretend that you do not know how the folder was made. You see what you always see: some pictures of each class.
-# (`folders.load` reads png, jpg and webp files, one subfolder a class, crops them to squares, and brings them to $[-1, 1]$.)
+# From here on pretend that you do not know how the folder was made. You see what you always see: some pictures of each
+# class. (`folders.load` reads png, jpg and webp files, one subfolder a class, crops them to squares, and brings them to
+# $[-1, 1]$.)
 
 # %%
 x_train, index = folders.load(work / "train", size=64, progress=False)
@@ -202,19 +204,19 @@ plots.image_rows(
 )
 
 # %% [markdown]
-# > **Predict first.** A network is to tell these classes apart. What are *all* the things it could look at? Write them down: your list
-# > of hypotheses begins here, before any explanation.
+# > **Predict first.** A network is to tell these classes apart. What are *all* the things it could look at? Write them down:
+# > your list of hypotheses begins here, before any explanation.
 
 # %% [markdown]
 # ## 2 · Train it before your eyes
 #
-# Any network of `timm` will do; this is a small ResNet. It is trained on the folder twice: once with Gaussian noise added to the
-# images, and once on the images as they are.
+# Any network of `timm` will do; this is a small ResNet. It is trained on the folder twice: once with Gaussian noise added to
+# the images, and once on the images as they are.
 #
 # $$ \min_\theta\ \mathbb E_{(x,y)}\, \mathbb E_{\sigma\sim U(0,\,\sigma_{max}),\ \epsilon\sim\mathcal N(0,I)}\; L_{class}\big(C_\theta(x+\sigma\epsilon),\, y\big) \tag{10.1} $$
 #
-# Why the noise? It makes the network use what is *large*: a single bright pixel carries no answer when every pixel is noisy. (With the noise come small shifts, changes of light and colour, and label smoothing.)
-# Section 3 measures what it buys.
+# Why the noise? It makes the network use what is *large*: a single bright pixel carries no answer when every pixel is noisy.
+# (With the noise come small shifts, changes of light and colour, and label smoothing.) Section 3 measures what it buys.
 
 # %%
 show(train_classifier, docstring=False)
@@ -284,14 +286,14 @@ say(
 )
 
 # %% [markdown]
-# A held-out part of the folder, never trained on, an interval: by the usual standard this network is ready for use. Keep that feeling
-# in mind.
+# A held-out part of the folder, never trained on, an interval: by the usual standard this network is ready for use. Keep
+# that feeling in mind.
 
 # %% [markdown]
 # ## 3 · Bring it in, and check before you explain
 #
-# Inside the library an image is a tensor in $[-1, 1]$, and a classifier is any callable from such images to logits $(N, K)$. Your network
-# was trained on something else. In between stands a wrapper of three steps:
+# Inside the library an image is a tensor in $[-1, 1]$, and a classifier is any callable from such images to logits $(N, K)$.
+# Your network was trained on something else. In between stands a wrapper of three steps:
 #
 # $$ C(x) = \Big(-\tfrac{l}{2},\ +\tfrac{l}{2}\Big),\qquad l = f\!\left(\frac{(x+1)/2 - \mathrm{mean}}{\mathrm{std}}\right) \tag{10.3} $$
 #
@@ -318,8 +320,8 @@ def two_logits(model, x, mean, std):
 
 
 # %% [markdown]
-# `zoo.wrap(model, num_classes, mean=..., std=...)` is that and a little more; `normalisation(network)` asks `timm` for the numbers. A network that
-# was published needs neither: `zoo.load("resnet50.tv_in1k")` knows them. Here is what runs:
+# `zoo.wrap(model, num_classes, mean=..., std=...)` is that and a little more; `normalisation(network)` asks `timm` for the
+# numbers. A network that was published needs neither: `zoo.load("resnet50.tv_in1k")` knows them. Here is what runs:
 
 # %%
 show(zoo.WrappedClassifier.forward, docstring=False)
@@ -328,8 +330,8 @@ show(zoo.WrappedClassifier.forward, docstring=False)
 # %% [markdown]
 # ### Exercise 10.4 ●●○ (8 min): how steep is it?
 #
-# The methods push along the classifier's gradient. How long is it? Return, for each image, the length (2-norm) of the gradient of the margin
-# $l_{target} - l_{other}$ with respect to the pixels.
+# The methods push along the classifier's gradient. How long is it? Return, for each image, the length (2-norm) of the
+# gradient of the margin $l_{target} - l_{other}$ with respect to the pixels.
 #
 # <details><summary>Hint</summary>Sum the margins of the batch before you differentiate: images do not mix, so each keeps its own gradient.</details>
 
@@ -445,9 +447,10 @@ claim("... and rougher: less of it is left after a blur", "this course", less(by
 
 # %% [markdown]
 # ### Does the denoiser know your images?
-# The diffusion methods start from a noisy version of your image and draw it again. Let the denoiser draw *without any guidance* (`variant="unconditional"`):
-# what changes now is its own doing, and whatever it changes here it will change in every explanation. Ask two questions. Is the picture still the same? And
-# does the **classifier** still give the same answer? If the drawing alone flips it, a flip proves nothing.
+# The diffusion methods start from a noisy version of your image and draw it again. Let the denoiser draw *without any
+# guidance* (`variant="unconditional"`): what changes now is its own doing, and whatever it changes here it will change in
+# every explanation. Ask two questions. Is the picture still the same? And does the **classifier** still give the same
+# answer? If the drawing alone flips it, a flip proves nothing.
 #
 # For comparison: faces in a style that the denoiser has never seen.
 
@@ -479,10 +482,11 @@ change = [row["mean change of a pixel"] for row in known]
 claim("The denoiser changes images of a kind that it has not learnt more than yours", "this course", less(change[0], change[1]))  # fmt: skip
 
 # %% [markdown]
-# **The list before every explanation**: (1) accuracy with interval, through the very wrapper that will be explained; (2) certainty and gradient: is it neither
-# flat nor far steeper than what the settings were made for? (3) unguided drawing keeps picture and answer; (4) the image has not already the class that you are
-# going to ask for. If (3) fails, no setting helps: train a denoiser on your images
-# (`python -m cfx_lib.train ddpm --folder PATH --out DIR`) or take a method with a broader model (LDCE, TIME).
+# **The list before every explanation**: (1) accuracy with interval, through the very wrapper that will be explained; (2)
+# certainty and gradient: is it neither flat nor far steeper than what the settings were made for? (3) unguided drawing keeps
+# picture and answer; (4) the image has not already the class that you are going to ask for. If (3) fails, no setting helps:
+# train a denoiser on your images (`python -m cfx_lib.train ddpm --folder PATH --out DIR`) or take a method with a broader
+# model (LDCE, TIME).
 
 # %% [markdown]
 # ## 4 · The algorithm: which method, which question
@@ -496,8 +500,9 @@ claim("The denoiser changes images of a kind that it has not learnt more than yo
 # | gradients, words for the classes, and a text-to-image model | **LDCE** (05) | no denoiser of your own needed; what the text does not agree to is dropped |
 # | the freedom to choose the network | **HiT** (07) | nothing to generate: its terms are the explanation |
 #
-# **Which target?** With two classes: the other one. With many: the class that it is confused with, the runner-up, a neighbour in a hierarchy
-# (`worlds.targets`), or the one that a colleague asked about. Far targets give large, unreadable changes.
+# **Which target?** With two classes: the other one. With many: the class that it is confused with, the runner-up, a
+# neighbour in a hierarchy (`worlds.targets`), or the one that a colleague asked about. Far targets give large, unreadable
+# changes.
 #
 # What happens then is the same for all: one verb, `explain`. And for more images than fit into memory:
 
@@ -507,9 +512,10 @@ show(explain_in_batches, docstring=False)
 # %% [markdown]
 # ## 5 · Settings, on images that you do not report
 #
-# Two numbers decide most. `start`: from how much noise the image is drawn again, that is, *how large a change is possible at all*. `lambda_c`: how hard the classifier
-# pushes. DiME moves the state by $\lambda_c\,\Sigma\,\nabla L_{class}/\sqrt{\bar\alpha}$ (thesis, Eqs. 3.4 and 3.7), so what counts is the *product* of the weight
-# and the gradient's length:
+# Two numbers decide most. `start`: from how much noise the image is drawn again, that is, *how large a change is possible at
+# all*. `lambda_c`: how hard the classifier pushes. DiME moves the state by $\lambda_c\,\Sigma\,\nabla
+# L_{class}/\sqrt{\bar\alpha}$ (thesis, Eqs. 3.4 and 3.7), so what counts is the *product* of the weight and the gradient's
+# length:
 #
 # $$ \lambda_c^{\,own}\ \overline{\lVert\nabla l^{\,own}\rVert} \;=\; \lambda_c^{\,known}\ \overline{\lVert\nabla l^{\,known}\rVert} \tag{10.4} $$
 #
@@ -518,8 +524,8 @@ show(explain_in_batches, docstring=False)
 # %% [markdown]
 # ### Exercise 10.5 ●○○ (4 min): another network, another weight
 #
-# `lambda_c` is a tuple of weights that suits a network whose gradients have `known_length`. Return the weights that push as hard on a network with gradients of
-# `own_length`.
+# `lambda_c` is a tuple of weights that suits a network whose gradients have `known_length`. Return the weights that push as
+# hard on a network with gradients of `own_length`.
 #
 # <details><summary>Hint</summary>Longer gradients, smaller weights.</details>
 
@@ -543,8 +549,8 @@ results.show_table(
 )  # fmt: skip
 
 # %% [markdown]
-# > **Predict first.** `start` 12, 20, 28 of 50, each with two weights. Which combination flips too little, which repaints the person? And does a
-# > larger weight make up for too small a start?
+# > **Predict first.** `start` 12, 20, 28 of 50, each with two weights. Which combination flips too little, which repaints
+# > the person? And does a larger weight make up for too small a start?
 
 # %%
 grid, pictures = [], {"input": x_val[:6]}
@@ -562,8 +568,8 @@ results.show_table(grid, ["start", "lambda_c", "flip rate", "mean change"])
 # %% [markdown]
 # ### Exercise 10.6 ●●○ (8 min): choose
 #
-# `rows` are dictionaries with `"flipped"` (a share) and `"change"` (of a pixel). Return the row with the smallest change among those that flip at least `least`; if
-# none does, the one that flips most (and among equals the smaller change).
+# `rows` are dictionaries with `"flipped"` (a share) and `"change"` (of a pixel). Return the row with the smallest change
+# among those that flip at least `least`; if none does, the one that flips most (and among equals the smaller change).
 #
 # <details><summary>Hint</summary>Filter first, then take the minimum. The smallest change of all belongs to a setting that does nothing.</details>
 
@@ -592,8 +598,9 @@ say(
 )
 
 # %% [markdown]
-# `least` is a choice too: asking for every last flip drives the settings to where every image is repainted. The flip rates in the table come with wide intervals, since
-# eight images are few. That is acceptable for *choosing*; it would not be for *reporting*.
+# `least` is a choice too: asking for every last flip drives the settings to where every image is repainted. The flip rates
+# in the table come with wide intervals, since eight images are few. That is acceptable for *choosing*; it would not be for
+# *reporting*.
 #
 # Turn the knobs yourself, on the validation images. (`seed` shows how much is chance.)
 
@@ -616,7 +623,8 @@ widgets.rerun(
 # %% [markdown]
 # ## 6 · Three methods, one question
 #
-# Now the images that count. DiME with the settings from above; ACE with its preset for this world; LDCE, which knows your label only as a *word*.
+# Now the images that count. DiME with the settings from above; ACE with its preset for this world; LDCE, which knows your
+# label only as a *word*.
 
 # %%
 test_faces = Faces(TEST, 14)
@@ -676,13 +684,17 @@ def summary(r):
 results.show_table([{"method": n, **summary(r)} for n, r in found.items()], {"method": "method"} | COLUMNS)
 
 # %% [markdown]
-# The methods need not agree, since each answers within what it can draw. ACE's short chain can bend a line, and hardly more; DiME from a noisier start exchanges whole
-# features; LDCE draws what the *word* brings along, whether your network asked for it or not, and its model knows eight styles of drawing (notebook 05): an image that comes back as somebody else, in another style, is a failure of LDCE and no answer of your network. **What several methods change alike is a better hypothesis** than what one of them does.
+# The methods need not agree, since each answers within what it can draw. ACE's short chain can bend a line, and hardly more;
+# DiME from a noisier start exchanges whole features; LDCE draws what the *word* brings along, whether your network asked for
+# it or not, and its model knows eight styles of drawing (notebook 05): an image that comes back as somebody else, in another
+# style, is a failure of LDCE and no answer of your network. **What several methods change alike is a better hypothesis**
+# than what one of them does.
 
 # %% [markdown]
 # ## 7 · The trajectory of one explanation
 #
-# Move the slider: when does the change come, early as a layout or late as a touch-up? A class that is won in the last steps only, by speckle, is a warning.
+# Move the slider: when does the change come, early as a layout or late as a touch-up? A class that is won in the last steps
+# only, by speckle, is a warning.
 
 # %%
 k = int((found["DiME"].target == 1).nonzero()[0]) if (found["DiME"].target == 1).any() else 0
@@ -692,8 +704,9 @@ widgets.wipe(found["DiME"].x, found["DiME"].x_cf, labels=("input", "DiME"))
 # %% [markdown]
 # ## 8 · Read it
 #
-# Take images of one direction, towards the label, and ask two networks: yours, and the honest one. Same faces, same noise, each with weights of the same push (Eq. 10.4). A **control** is what
-# makes reading possible: without it you cannot tell what your network asks for from what the denoiser and the concept itself bring along.
+# Take images of one direction, towards the label, and ask two networks: yours, and the honest one. Same faces, same noise,
+# each with weights of the same push (Eq. 10.4). A **control** is what makes reading possible: without it you cannot tell
+# what your network asks for from what the denoiser and the concept itself bring along.
 #
 # > **Write down, before you go on**, one sentence: "My network says *so and so* when it sees ...".
 
@@ -732,8 +745,9 @@ claim(f"DiME brings in the companion ({WITH}) more often for your network than f
 
 # %% [markdown]
 # ### What noise in training buys
-# The brittle network is explained with weights of its own, and still the judge sees less in its pictures. Is that this one training, or the recipe? Stored: several trainings with the largest deviation $\sigma_{max}$
-# of Eq. 10.1; intervals over trainings.
+# The brittle network is explained with weights of its own, and still the judge sees less in its pictures. Is that this one
+# training, or the recipe? Stored: several trainings with the largest deviation $\sigma_{max}$ of Eq. 10.1; intervals over
+# trainings.
 
 # %%
 noise_full = stored("own_noise") if (LABEL, ALONG) == (own_study.LABEL, own_study.ALONG) else []
@@ -755,11 +769,13 @@ if noise_full:
     claim("... but it makes the network take the shortcut more, not less", "this course", less(at[0.0, "along"], at[0.5, "along"]))  # fmt: skip
 
 # %% [markdown]
-# Noise makes a network *explainable*; that is not the same as making it *right*. What it does to the shortcut stands in the last column.
+# Noise makes a network *explainable*; that is not the same as making it *right*. What it does to the shortcut stands in the
+# last column.
 
 # %% [markdown]
 # ### The same question, other seeds
-# A counterfactual is one sample of many. What stays the same from seed to seed belongs to the network; what varies belongs to chance.
+# A counterfactual is one sample of many. What stays the same from seed to seed belongs to the network; what varies belongs
+# to chance.
 
 # %%
 seeds = [read["yours"].x_cf[:3]] + [
@@ -779,29 +795,37 @@ say(f"The oracle sees *{WITH}* in {again} of these counterfactuals; in none of t
 # %% [markdown]
 # ### What may not be concluded
 #
-# - **"The network looks at X."** A picture shows a change that *suffices*, together with everything else that changed. It does not show which part of it was needed.
-# - **"It does not look at Y."** Y may have been out of the method's reach (`start`), or expensive (the distance terms), or simply not drawn by this seed.
-# - **"The share of pictures with X is the importance of X."** It depends on the weight, the start, and on how easily the denoiser draws X.
-# - **"So it is in the world."** The explanation is about the network. Whether old people frown is not a question that it can answer.
-# - **"It is about this network's kind."** Another training of the same recipe may have learnt something else. One network, one explanation.
+# - **"The network looks at X."** A picture shows a change that *suffices*, together with everything else that changed. It
+#   does not show which part of it was needed.
+# - **"It does not look at Y."** Y may have been out of the method's reach (`start`), or expensive (the distance terms), or
+#   simply not drawn by this seed.
+# - **"The share of pictures with X is the importance of X."** It depends on the weight, the start, and on how easily the
+#   denoiser draws X.
+# - **"So it is in the world."** The explanation is about the network. Whether old people frown is not a question that it can
+#   answer.
+# - **"It is about this network's kind."** Another training of the same recipe may have learnt something else. One network,
+#   one explanation.
 #
 # What you have is a *hypothesis*. Now comes the test.
 
 # %% [markdown]
 # ## 9 · Test it by intervention
 #
-# Change one thing in the face itself, nothing else, and ask the network again. Here the world renders it; with photographs you take a second picture, edit one, or search for
-# pairs. The effect of an intervention $do$ on the images $x_1, \dots, x_n$ is a mean of *paired* differences:
+# Change one thing in the face itself, nothing else, and ask the network again. Here the world renders it; with photographs
+# you take a second picture, edit one, or search for pairs. The effect of an intervention $do$ on the images $x_1, \dots,
+# x_n$ is a mean of *paired* differences:
 #
 # $$ \Delta(do) = \frac1n\sum_{i=1}^n \Big(P\big(y\,|\,do(x_i)\big) - P\big(y\,|\,x_i\big)\Big) \tag{10.5} $$
 #
-# Decide **beforehand** what size of an effect would matter to you (here: 0.1). A tiny effect can be beyond doubt and of no interest.
+# Decide **beforehand** what size of an effect would matter to you (here: 0.1). A tiny effect can be beyond doubt and of no
+# interest.
 
 # %% [markdown]
 # ### Exercise 10.7 ●●○ (10 min): the verdict
 #
-# `before` and `after` are probabilities of the same images. Compute the mean of the differences and its 95 % interval, $\pm 1.96\, s/\sqrt n$ with $s$ the deviation *of the differences*. Return
-# `"holds"` if the whole interval lies above `least`, `"fails"` if all of it lies below, `"open"` otherwise.
+# `before` and `after` are probabilities of the same images. Compute the mean of the differences and its 95 % interval, $\pm
+# 1.96\, s/\sqrt n$ with $s$ the deviation *of the differences*. Return `"holds"` if the whole interval lies above `least`,
+# `"fails"` if all of it lies below, `"open"` otherwise.
 #
 # <details><summary>Hint</summary>Differences first: faces differ far more from one another than each does from itself.</details>
 
@@ -889,7 +913,8 @@ say(
 
 # %% [markdown]
 # ### Why the folder could not tell you
-# Could you have found this in the folder, without a picture? Count, among the images *without* the label, those with the companion:
+# Could you have found this in the folder, without a picture? Count, among the images *without* the label, those with the
+# companion:
 
 # %%
 along_check = check.images(SHARE)[1]
@@ -902,9 +927,11 @@ claim("Where the companion is independent of the label your network is right les
 
 # %% [markdown]
 # ### The dose
-# The trap was perfect: by default label and companion always agree. What if one image in ten disagrees? And one in two? (The last is the honest network.)
+# The trap was perfect: by default label and companion always agree. What if one image in ten disagrees? And one in two? (The
+# last is the honest network.)
 #
-# > **Predict first.** How far does the effect of the companion fall if a tenth of the folder disagrees? To a tenth less, to half, to nothing?
+# > **Predict first.** How far does the effect of the companion fall if a tenth of the folder disagrees? To a tenth less, to
+# > half, to nothing?
 
 # %%
 MIDDLE = 0.9 if SHARE > 0.9 else round((0.5 + SHARE) / 2, 2)
@@ -924,8 +951,8 @@ claim(f"With {1 - MIDDLE:.0%} of the folder against it the companion's effect is
 claim("... and the label's own effect is larger", "this course", less(dose[itself][2], dose[itself][1]))
 
 # %% [markdown]
-# Three points, one training each: the intervals speak of faces, not of what another seed of the training would have learnt. The stored table has several trainings for each share; its
-# intervals are over *trainings*.
+# Three points, one training each: the intervals speak of faces, not of what another seed of the training would have learnt.
+# The stored table has several trainings for each share; its intervals are over *trainings*.
 
 # %%
 dose_full = stored("own_dose") if (LABEL, ALONG) == (own_study.LABEL, own_study.ALONG) else []
@@ -957,13 +984,15 @@ if dose_full:
     )
 
 # %% [markdown]
-# The remedy is visible: **a few images that break the pattern are worth more than many that follow it.** That is how an explanation becomes a better folder.
+# The remedy is visible: **a few images that break the pattern are worth more than many that follow it.** That is how an
+# explanation becomes a better folder.
 
 # %% [markdown]
 # ## 10 · Paper against measured
 #
 # ### The frown (thesis, Sect. 4.4.5 and Fig. 4.4)
-# The authors read in ACE's counterfactuals that a network of age takes a frown for age, and confirmed it with one person, photographed before and after. No interval is possible with one. Here:
+# The authors read in ACE's counterfactuals that a network of age takes a frown for age, and confirmed it with one person,
+# photographed before and after. No interval is possible with one. Here:
 
 # %%
 flips_by = {n: metrics.rate((before[n] < 0.5) & (after[n, planted] > 0.5)) for n in nets}
@@ -983,7 +1012,8 @@ claim(
 )
 
 # %% [markdown]
-# Whether the thesis's network had learnt it from such a folder is not known. Ours shows only that a folder *can* teach it, and that the honest folder did not.
+# Whether the thesis's network had learnt it from such a folder is not known. Ours shows only that a folder *can* teach it,
+# and that the honest folder did not.
 #
 # ### Settings for a new classifier (thesis, Sect. 3.4.2)
 # The thesis chooses its weights for every data set anew, and gives no rule:
@@ -998,7 +1028,8 @@ results.show_table(
 )  # fmt: skip
 
 # %% [markdown]
-# Our rule (Eq. 10.4) says: scale by the gradient. The brittle network is the hard test. Take the preset's weights as they are, and the rescaled ones of section 8, from the same start:
+# Our rule (Eq. 10.4) says: scale by the gradient. The brittle network is the hard test. Take the preset's weights as they
+# are, and the rescaled ones of section 8, from the same start:
 
 # %%
 by_rule = {"the preset's": ladder, "rescaled (Eq. 10.4)": asked_of["brittle"].lambda_c}
@@ -1025,7 +1056,8 @@ claim("... and they flip within 10 points as many images", "this course", near(*
 # A rule of thumb gives the *order of magnitude*; section 5 gives the setting.
 #
 # ### Most flips come with the first weight (thesis, Table 3.7)
-# The thesis finds that most explanations are made with the lowest weight, and that only hard cases need more. Of the images of section 8:
+# The thesis finds that most explanations are made with the lowest weight, and that only hard cases need more. Of the images
+# of section 8:
 
 # %%
 at_first = {
@@ -1039,11 +1071,14 @@ claim("More than half flip with the first weight (your network)", "Table 3.7", l
 #
 # Whoever takes the authors' code to a network of one's own meets these first:
 #
-# - **A margin, not a probability.** DiME's formulas have the log-probability; the released code pushes with the raw signed logit (`loss="logit"`, also in our `fast` presets). Its push never fades, so
-#   the weight must fit the gradient's length: this is why Eq. 10.4 is needed.
-# - **A weight that depends on the batch.** ACE's released loss averages the class term over the batch and *sums* the distance. With three images a batch the classifier counts a third. If you change the batch size you
-#   change the method; here the loss of an image is its own business.
-# - **No clamp at the end.** Released DiME asks the classifier about an image that may lie outside $[-1, 1]$. Saved as a file it can lose its flip. `clamp=False` gives that behaviour back.
+# - **A margin, not a probability.** DiME's formulas have the log-probability; the released code pushes with the raw signed
+#   logit (`loss="logit"`, also in our `fast` presets). Its push never fades, so the weight must fit the gradient's length:
+#   this is why Eq. 10.4 is needed.
+# - **A weight that depends on the batch.** ACE's released loss averages the class term over the batch and *sums* the
+#   distance. With three images a batch the classifier counts a third. If you change the batch size you change the method;
+#   here the loss of an image is its own business.
+# - **No clamp at the end.** Released DiME asks the classifier about an image that may lie outside $[-1, 1]$. Saved as a file
+#   it can lose its flip. `clamp=False` gives that behaviour back.
 #
 # The same weight under both losses, on your network. The push of the log-probability fades as the class is won:
 
@@ -1059,8 +1094,9 @@ claim("With the same weight the log-probability changes the image less than the 
 # %% [markdown]
 # ## 12 · The page
 #
-# An explanation that nobody can check is an anecdote. `write_page` writes one page that stands alone: the classifier, the images, the method with all its settings, pictures with probabilities, figures with intervals, what was
-# read, how it was tested, **what may not be concluded**, versions and cost. It refuses to be written without tests, figures or limits.
+# An explanation that nobody can check is an anecdote. `write_page` writes one page that stands alone: the classifier, the
+# images, the method with all its settings, pictures with probabilities, figures with intervals, what was read, how it was
+# tested, **what may not be concluded**, versions and cost. It refuses to be written without tests, figures or limits.
 
 # %%
 shown_rows = (0, 1, 2)  # the first ones: not chosen by their looks
@@ -1108,8 +1144,9 @@ except ValueError as error:
     say(f"And without a test: *{error}*")
 
 # %% [markdown]
-# From the command line the pictures and the figures come without Python: `cfx explain --method dime --classifier FOLDER --image FOLDER --out DIR`, then `cfx bench evaluate DIR`
-# (`cfx explain --help` has examples). A network that you have saved with `zoo.save_classes` is such a folder; let us see that it comes back the same:
+# From the command line the pictures and the figures come without Python: `cfx explain --method dime --classifier FOLDER
+# --image FOLDER --out DIR`, then `cfx bench evaluate DIR` (`cfx explain --help` has examples). A network that you have saved
+# with `zoo.save_classes` is such a folder; let us see that it comes back the same:
 
 # %%
 zoo.save_classes(
@@ -1126,15 +1163,18 @@ assert gap < 1e-3
 # %% [markdown]
 # ## 13 · On a GPU: ImageNet and CelebA-HQ
 #
-# The same steps with published checkpoints, in `paper` mode (`CFX_MODE=paper`). Be kind to yourself and read the tables first: the downloads are gigabytes, the images must be yours, some licences forbid
-# commercial use, and a GPU is needed to enjoy it. Nothing of this section was measured for this text: if you run it, its table is the first.
+# The same steps with published checkpoints, in `paper` mode (`CFX_MODE=paper`). Be kind to yourself and read the tables
+# first: the downloads are gigabytes, the images must be yours, some licences forbid commercial use, and a GPU is needed to
+# enjoy it. Nothing of this section was measured for this text: if you run it, its table is the first.
 
 # %%
 results.show_table(own.needs())
 
 # %% [markdown]
-# **How long?** Multiply the calls of the large network by the time of one call on your GPU (measure it with two images). A way back through the network counts like a call here.
-# **How much memory?** The networks, and what their gradient keeps: ACE goes back through a whole chain, hence `checkpointing=True` below. A batch that does not fit is halved by itself (`explain_in_batches`).
+# **How long?** Multiply the calls of the large network by the time of one call on your GPU (measure it with two images). A
+# way back through the network counts like a call here. **How much memory?** The networks, and what their gradient keeps: ACE
+# goes back through a whole chain, hence `checkpointing=True` below. A batch that does not fit is halved by itself
+# (`explain_in_batches`).
 
 # %%
 ace_paper, dime_paper = ACE.PRESETS["paper/imagenet"], DiME.PRESETS["paper/celebahq"]
@@ -1151,7 +1191,8 @@ calls = {
 results.show_table([{"method": name, "calls an image": str(n)} for name, n in calls.items()])
 
 # %% [markdown]
-# What happens if a checkpoint is missing, and nothing may be downloaded (`CFX_OFFLINE=1`)? Every error says what was expected and what to do:
+# What happens if a checkpoint is missing, and nothing may be downloaded (`CFX_OFFLINE=1`)? Every error says what was
+# expected and what to do:
 
 # %%
 for name in ("resnet50.tv_in1k", "mini-sd"):
@@ -1198,13 +1239,15 @@ else:
     )
 
 # %% [markdown]
-# What is different there: photographs have no renderer, so section 9 needs you (a second photograph, an edit, or pairs from the data set); there is no oracle (a second network, trained apart, or people); and no honest twin
-# (train one on other data). What is the same: everything else.
+# What is different there: photographs have no renderer, so section 9 needs you (a second photograph, an edit, or pairs from
+# the data set); there is no oracle (a second network, trained apart, or people); and no honest twin (train one on other
+# data). What is the same: everything else.
 
 # %% [markdown]
 # ## 14 · Failures
 #
-# Of all explanations of your network in this notebook, the worst: those that did not flip, then those in which the oracle sees neither label nor companion change although the network flipped, then the largest changes.
+# Of all explanations of your network in this notebook, the worst: those that did not flip, then those in which the oracle
+# sees neither label nor companion change although the network flipped, then the largest changes.
 
 # %%
 worst = []
@@ -1246,12 +1289,17 @@ say(
 
 # %% [markdown]
 # How it fails, and how to tell:
-# - **Everything is repainted.** The start is too noisy, or the weight belongs to a network with shorter gradients (section 10). The unguided drawing of section 3 tells you which.
-# - **Nothing flips.** The start is too shallow for what the network asks for; or the gradient has faded (probabilities instead of logits).
-# - **Flipped, but nobody sees why.** A brittle network. Train with noise, or say on the page that the explanation is of pixels.
-# - **The wrong thing is read.** DiME brings along what *goes with* the change in the denoiser's world: whoever gets old here also gets wrinkles and silver hair, because the denoiser has learnt them together. Only the control and the
-#   intervention separate that from what your network wants.
-# - **LDCE draws the word.** Its text model knows what your *label* looks like, and not what your folder taught. It may show you the label where the network asked for the companion.
+# - **Everything is repainted.** The start is too noisy, or the weight belongs to a network with shorter gradients (section
+#   10). The unguided drawing of section 3 tells you which.
+# - **Nothing flips.** The start is too shallow for what the network asks for; or the gradient has faded (probabilities
+#   instead of logits).
+# - **Flipped, but nobody sees why.** A brittle network. Train with noise, or say on the page that the explanation is of
+#   pixels.
+# - **The wrong thing is read.** DiME brings along what *goes with* the change in the denoiser's world: whoever gets old here
+#   also gets wrinkles and silver hair, because the denoiser has learnt them together. Only the control and the intervention
+#   separate that from what your network wants.
+# - **LDCE draws the word.** Its text model knows what your *label* looks like, and not what your folder taught. It may show
+#   you the label where the network asked for the companion.
 # - **The hypothesis was never in reach.** A hat cannot be drawn from `start=12`. Absence in the pictures proves nothing.
 
 # %% [markdown]
@@ -1271,18 +1319,23 @@ progress("10")
 # %% [markdown]
 # Open ones, without a check:
 #
-# - **A ●○○** Choose another pair in section 1: `"beard"` and `"hat"`, `"smile"` and `"eyeglasses"`. Write down which of the two your network will take *before* you run. What makes a companion tempting?
+# - **A ●○○** Choose another pair in section 1: `"beard"` and `"hat"`, `"smile"` and `"eyeglasses"`. Write down which of the
+#   two your network will take *before* you run. What makes a companion tempting?
 # - **B ●○○** Swap the roles: `LABEL, ALONG = "frown", "old"`. The folder is the same up to the names. Is the network?
-# - **C ●●○** Train three networks with other seeds (`fresh`, and `seed=` of `train_classifier`). Is the effect of the companion the same? Put the spread of the trainings beside the interval of the faces in section 9.
-# - **D ●●○** Mend your network: add some images that break the pattern (`train.images(0.9)`) and train on from the old weights. How many are enough?
+# - **C ●●○** Train three networks with other seeds (`fresh`, and `seed=` of `train_classifier`). Is the effect of the
+#   companion the same? Put the spread of the trainings beside the interval of the faces in section 9.
+# - **D ●●○** Mend your network: add some images that break the pattern (`train.images(0.9)`) and train on from the old
+#   weights. How many are enough?
 # - **E ●●○** Bring a folder of your own. Which of the checks of section 3 is the first to fail?
-# - **F ●●●** Explain your network by TIME (notebook 06): `Distillation.preset("fast", model, yours.predict).learn(...)` learns its words in some minutes. A black box: does it show the companion?
+# - **F ●●●** Explain your network by TIME (notebook 06): `Distillation.preset("fast", model, yours.predict).learn(...)`
+#   learns its words in some minutes. A black box: does it show the companion?
 # - **G ●●●** Replace the fixed threshold of 0.1 by one with a reason: how large must an effect be to flip one image in ten?
 
 # %% [markdown]
 # ## References
 #
-# 1. G. Jeanneret. *Towards Explainable and Interpretable Deep Neural Networks*, PhD thesis, 2024: chapter 3 (DiME; Sect. 3.4.2 settings, Table 3.7 weights), chapter 4 (ACE; Sect. 4.4.5 and Fig. 4.4 actionability).
+# 1. G. Jeanneret. *Towards Explainable and Interpretable Deep Neural Networks*, PhD thesis, 2024: chapter 3 (DiME; Sect.
+#    3.4.2 settings, Table 3.7 weights), chapter 4 (ACE; Sect. 4.4.5 and Fig. 4.4 actionability).
 # 2. K. Farid, S. Schrodi, M. Argus, T. Brox. *Latent Diffusion Counterfactual Explanations* (LDCE), 2023.
 # 3. M. Augustin, V. Boreiko, F. Croce, M. Hein. *Diffusion Visual Counterfactual Explanations* (DVCE), NeurIPS 2022.
 # 4. E. B. Wilson. *Probable Inference, the Law of Succession, and Statistical Inference*. JASA 1927 (Eq. 10.2).
