@@ -901,13 +901,15 @@ claim(
 claim(f"The label itself ({HAS}) moves your network less than the companion does", "this course", less(effect["yours", itself], effect["yours", planted]))  # fmt: skip
 
 # %%
-read_right = {
-    ("reproduced", "holds"): f"**Read and confirmed.** The pictures showed *{planted}*, more often than for the control, and the intervention moves your network by it alone.",
-    ("inconclusive", "holds"): f"**There, though the pictures alone did not prove it.** On so few images the control shows *{planted}* too often to tell; the intervention decides.",
-    ("not reproduced", "holds"): f"**There, and the pictures would have misled**: *{planted}* appears more often for the control.",
-}.get((shown_verdict, verdict(before["yours"], after["yours", planted], LEAST)),
-      f"**Not confirmed.** Whatever the pictures suggested, *{planted}* alone does not move your network by more than {LEAST:g} for sure. A folder that allows a shortcut does not prove that it was taken.")  # fmt: skip
-say(read_right)
+confirmed = verdict(before["yours"], after["yours", planted], LEAST)
+if confirmed != "holds":
+    say(f"**Not confirmed.** Whatever the pictures suggested, *{planted}* alone does not move your network by more than {LEAST:g} for sure. A folder that allows a shortcut does not prove that it was taken.")  # fmt: skip
+elif shown_verdict == REPRODUCED:
+    say(f"**Read and confirmed.** The pictures showed *{planted}*, more often than for the control, and the intervention moves your network by it alone.")  # fmt: skip
+elif seen_along["yours"].mean < 0.5:
+    say(f"**There, and hardly shown.** The intervention finds it, the pictures do not: *{planted}* came in {seen_along['yours']} of them. Is it out of reach of `start={START}`? Whoever had only looked would have missed it.")  # fmt: skip
+else:
+    say(f"**There, though the pictures alone did not prove it**: beside the control they do not show *{planted}* more often for sure. The intervention decides.")  # fmt: skip
 failed = [
     h
     for h in acted
@@ -1125,7 +1127,8 @@ page = write_page(
         f"explanations in which a judge sees “{WITH}” come": seen_along["yours"],
         "... of the control network": seen_along["honest"],
     },
-    reading=f"The counterfactuals towards “{HAS}” show faces that are {WITH}. Hypothesis: the network takes that for the label. The first {len(shown_rows)} images are shown, not the best.",
+    reading=f"In {seen_along['yours']} of the counterfactuals towards “{HAS}” a judge sees “{WITH}” come; control: {seen_along['honest']}. "
+    f"Hypothesis: the network takes that for the label. The first {len(shown_rows)} images are shown, not the best.",
     tests=[
         {"hypothesis": h, "test": f"rendered, all else equal ({len(x_base)} faces)", "effect": str(effect["yours", h]).split(" (n=")[0],
          "control": str(effect["honest", h]).split(" (n=")[0], "verdict": verdict(before["yours"], after["yours", h], LEAST)}
@@ -1330,7 +1333,8 @@ progress("10")
 # Open ones, without a check:
 #
 # - **A ●○○** Choose another pair in section 1: `"beard"` and `"hat"`, `"smile"` and `"eyeglasses"`. Write down which of the
-#   two your network will take *before* you run. What makes a companion tempting?
+#   two your network will take *before* you run. What makes a companion
+#   tempting? And is it always *shown* in section 8 where it is *found* in section 9?
 # - **B ●○○** Swap the roles: `LABEL, ALONG = "frown", "old"`. The folder is much the same, up to the names. Is the network?
 # - **C ●●○** Train three networks with other seeds (`fresh`, and `seed=` of `train_classifier`). Is the effect of the
 #   companion the same? Put the spread of the trainings beside the interval of the faces in section 9.
