@@ -1,6 +1,7 @@
 """The one-page report: complete, self-contained, and not to be had without tests and limits."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,8 +77,6 @@ def test_what_a_reader_must_be_told_cannot_be_left_out(tmp_path, explained, chan
 
 
 def test_a_black_box_has_no_probabilities(tmp_path, explained):
-    from dataclasses import replace
-
     method, result = explained
     text = page(
         tmp_path / "r.html", (method, replace(result, logits_before=None, logits_after=None))

@@ -1,5 +1,8 @@
 """Faces with a trap, the folder on disk, and the casts of notebook 10's `paper` mode."""
 
+import os
+
+import hubs
 import numpy as np
 import pytest
 import torch
@@ -96,11 +99,7 @@ def test_paper_mode_says_what_it_needs(monkeypatch):
 
 
 def test_a_missing_checkpoint_is_explained_and_the_environment_restored(monkeypatch, tmp_path):
-    import hubs
-
     hubs.offline(tmp_path, monkeypatch)
     monkeypatch.delenv("CFX_OFFLINE", raising=False)
     assert "mini-sd" in own.offline_answer("mini-sd") or "miniSD" in own.offline_answer("mini-sd")
-    import os
-
     assert "CFX_OFFLINE" not in os.environ
