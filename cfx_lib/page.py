@@ -22,7 +22,7 @@ __all__ = ["write_page"]
 
 PIXELS = 104  # a side of a picture on the page, at least
 COLUMNS = {
-    "hypothesis": "read in the pictures",
+    "hypothesis": "hypothesis",
     "test": "tested by",
     "effect": "effect",
     "control": "control",
