@@ -192,9 +192,7 @@ def decision(
     fig, ax = _axes(title, "score", "", (8.4, 0.9 + 0.27 * len(order)))
     for k, name in enumerate(order):
         mean, low, high = scores[name]
-        ax.errorbar(
-            mean, k, xerr=[[mean - low], [high - mean]], fmt="o", color=plots.BLUE, capsize=3, ms=5.5
-        )
+        ax.errorbar(mean, k, xerr=[[mean - low], [high - mean]], fmt="o", color=plots.BLUE, capsize=3, ms=5.5)
         ax.annotate(
             f"first in {first[name]:.0%}",
             (1.02, k),
@@ -239,10 +237,12 @@ def forest(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> P
 
     lines: those of `cfx_lib.bench.claims`; claims without a measured value are left out. Raises ValueError if none is left.
     """
-    lines = [line for line in lines if _both(line)]
+    lines = [line for line in lines if drawable(line)]
     if not lines:
         raise ValueError("none of these claims has a measured value to draw: choose others.")
-    fig, ax = _axes(title, "each line from its smallest to its largest number", "", (9.4, 1.0 + 0.3 * len(lines)))
+    fig, ax = _axes(
+        title, "each line from its smallest to its largest number", "", (9.4, 1.0 + 0.3 * len(lines))
+    )
     for k, line in enumerate(lines):
         effect, against = shown(line["effect"]), shown(line["against"])
         low, high = min(*effect, *against), max(*effect, *against)
@@ -253,9 +253,7 @@ def forest(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> P
         ax.errorbar(a, k + 0.17, xerr=[[a - a0], [a1 - a]], fmt="D", color="#888888", ms=4.5, lw=1.2)
         colour = COLOURS[line["verdict"]]
         ax.errorbar(m, k - 0.12, xerr=[[m - m0], [m1 - m]], fmt="o", color=colour, ms=6, lw=1.8, capsize=3)
-        ax.annotate(
-            _compared(line), (1.03, k), xycoords=("axes fraction", "data"), va="center", fontsize=7.8
-        )
+        ax.annotate(_compared(line), (1.03, k), xycoords=("axes fraction", "data"), va="center", fontsize=7.8)
     for verdict in dict.fromkeys(line["verdict"] for line in lines):
         ax.plot([], [], "o", color=COLOURS[verdict], label=verdict)
     ax.plot([], [], "D", color="#888888", label="compared with")
@@ -266,7 +264,7 @@ def forest(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> P
     return fig
 
 
-def _both(line: Mapping[str, Any]) -> bool:
+def drawable(line: Mapping[str, Any]) -> bool:
     """Whether a line has two numbers."""
     parts = (line["effect"], line["against"])
     return all(v is not None and (not isinstance(v, Value) or v.defined) for v in parts)
@@ -298,9 +296,7 @@ def timeline(
         begin = bars[0][1] if bars else 0.0
         for name, began, ended in bars:
             colour = plots.PALETTE[k % len(plots.PALETTE)]
-            ax.barh(
-                names.index(name), ended - began, left=offset + began - begin, color=colour, height=0.7
-            )
+            ax.barh(names.index(name), ended - began, left=offset + began - begin, color=colour, height=0.7)
         ax.barh([0], [0], color=plots.PALETTE[k % len(plots.PALETTE)], label=f"{label}: {len(bars)} made")
         offset += bars[-1][2] - begin if bars else 0.0
         if k + 1 < len(attempts):
