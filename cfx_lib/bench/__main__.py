@@ -7,6 +7,7 @@ python -m cfx_lib.bench --save               also keep each table as data/result
 python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, hit, ldce, metrics, time)
 python -m cfx_lib.bench evaluate FOLDER      every metric for explanations that CFResult.save wrote
 python -m cfx_lib.bench run --methods all    the leaderboard: all methods on the same images, in shards
+python -m cfx_lib.bench claims               the claims of the papers, checked: which are reproduced here
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         from cfx_lib.bench import run_command
 
         return run_command.main(arguments[1:])
+    if arguments[:1] == ["claims"]:
+        from cfx_lib.bench import claims_command
+
+        return claims_command.main(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m cfx_lib.bench", description="Print the speed figures of this machine."
     )

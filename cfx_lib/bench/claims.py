@@ -9,7 +9,7 @@ Where a measurement comes from depends on the mode:
 * ``fast`` (some minutes): tables that a ledger can make on a few images are made here and now, others are read from
   `data/results/`, and exact checks are computed;
 * ``full``: all tables are read from `data/results/`, where `python -m cfx_lib.bench study NAME` keeps them; exact checks are
-  computed. `again=True` makes the tables first, which takes hours. The command keeps the ledger as data/results/claims.json.
+  computed. The command's `--again` makes the tables first, which takes hours. It keeps the ledger as data/results/claims.json.
 
 Every line says its source, and a table made with other weights than today's is called so.
 """
@@ -20,22 +20,33 @@ import difflib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from cfx_lib.bench import results
-from cfx_lib.bench.verdicts import INCONCLUSIVE, NEEDS_GPU, VERDICTS, holds, less, near
+from cfx_lib.bench.verdicts import (
+    INCONCLUSIVE,
+    NEEDS_GPU,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    VERDICTS,
+    holds,
+    less,
+    near,
+)
 from cfx_lib.metrics import Value
 
 __all__ = [
     "Claim",
     "Evidence",
     "Finding",
+    "all_of",
     "check",
     "chosen",
+    "contradictions",
     "counts",
     "every",
     "exact",
@@ -44,11 +55,20 @@ __all__ = [
     "load",
     "needs_gpu",
     "smaller",
+    "tables",
     "within",
 ]
 
 Row = Mapping[str, Any]
 PAPERS = ("dime", "ace", "dvce", "ldce", "time", "hit")
+TITLES = {  # where a paper's places are to be looked up
+    "dime": "DiME (Jeanneret's thesis, chapter 3)",
+    "ace": "ACE (Jeanneret's thesis, chapter 4)",
+    "dvce": "DVCE (Augustin et al., 2022)",
+    "ldce": "LDCE (Farid et al., 2023)",
+    "time": "TIME (Jeanneret's thesis, chapter 5)",
+    "hit": "HiT (Jeanneret's thesis, chapter 6)",
+}
 MODES = ("fast", "full")
 NAME = "claims"
 
@@ -103,6 +123,13 @@ def needs_gpu(what: str) -> Finding:
     return Finding(NEEDS_GPU, what)
 
 
+def all_of(*found: Finding) -> Finding:
+    """The claim that all of these hold: the finding that says most against it, the first of those that say as much."""
+    return min(
+        found, key=lambda one: (NOT_REPRODUCED, NEEDS_GPU, INCONCLUSIVE, REPRODUCED).index(one.verdict)
+    )
+
+
 def _images(*values: Value | float | None) -> int | None:
     return next((v.n for v in values if isinstance(v, Value)), None)
 
@@ -141,40 +168,57 @@ class Evidence:
 
         Raises FileNotFoundError for a table that is neither made here nor stored.
         """
-        if self.mode == "fast" and table in self.makers:
-            if table not in self._made:
-                self._made[table] = list(self.makers[table]())
-            if found := _matching(self._made[table], wanted):
-                self._note(f"made here: {table}")
-                return found
+        return self._found(table, wanted)
+
+    def _found(self, table: str, wanted: Row, column: str | None = None) -> list[Row]:
+        """The rows with these entries and, where one is named, this column: of those made here, else of the stored ones."""
+        if found := _matching(self._here(table), wanted, column):
+            self._note(f"made here: {table}")
+            return found
         if table not in self._kept:
             self._kept[table] = results.load(table)
         self._note(f"stored: {table}{', other weights' if results.stale(self._kept[table]) else ''}")
-        return _matching(self._kept[table].rows, wanted)
+        return _matching(self._kept[table].rows, wanted, column)
 
     def value(self, table: str, column: str, **wanted: Any) -> Any:
         """The entry of the one row with these entries; None where it was not measured.
 
         Raises KeyError where there is no such row, ValueError for more than one.
         """
-        found = [row for row in self.rows(table, **wanted) if column in row]
+        found = self._found(table, wanted, column)
         if len(found) > 1:
             raise ValueError(f"{table}: {len(found)} rows with {wanted} and {column}; ask for exactly one.")
         if not found:
             raise KeyError(f"{table}: no row with {wanted} and {column}")
         return found[0][column]
 
+    def values(self, table: str, column: str, *wanted: Row) -> list[Any]:
+        """The entries of several rows that are compared: all made here or all stored, so that they count the same images."""
+        here = self._here(table)
+        whole = all(_matching(here, one, column) for one in wanted)
+        source = self if whole else replace(self, mode="full")
+        return [source.value(table, column, **one) for one in wanted]
+
     def computed(self) -> None:
         """A check calls this when it computes by itself."""
         self._note("computed")
+
+    def _here(self, table: str) -> list[Row]:
+        """The rows that are made here, once; none in full mode and for tables without a maker."""
+        if self.mode != "fast" or table not in self.makers:
+            return []
+        if table not in self._made:
+            self._made[table] = list(self.makers[table]())
+        return self._made[table]
 
     def _note(self, source: str) -> None:
         if source not in self.asked:
             self.asked.append(source)
 
 
-def _matching(rows: Iterable[Row], wanted: Row) -> list[Row]:
-    return [row for row in rows if all(_same(row.get(name), value) for name, value in wanted.items())]
+def _matching(rows: Iterable[Row], wanted: Row, column: str | None) -> list[Row]:
+    has_it = (row for row in rows if column is None or column in row)
+    return [row for row in has_it if all(_same(row.get(name), value) for name, value in wanted.items())]
 
 
 def _same(entry: Any, wanted: Any) -> bool:
@@ -244,9 +288,38 @@ def line(claim: Claim, evidence: Evidence) -> dict[str, Any]:
     return row | ({} if error is None else {"error": error})
 
 
+def tables(claims: Sequence[Claim]) -> list[str]:
+    """The stored tables that the claims read, in the order in which they ask for them; missing ones too.
+
+    Found by running the checks: one that fails for want of a table names the tables up to that one.
+    """
+    evidence = _Reader("full")
+    for claim in claims:
+        line(claim, evidence)
+    return list(dict.fromkeys(evidence.read))
+
+
+@dataclass
+class _Reader(Evidence):
+    """Notes every table that is asked for, also one that is not there."""
+
+    read: list[str] = field(default_factory=list)
+
+    def _found(self, table: str, wanted: Row, column: str | None = None) -> list[Row]:
+        self.read.append(table)
+        return super()._found(table, wanted, column)
+
+
 def load() -> results.Result:
     """The ledger that is kept, data/results/claims.json. FileNotFoundError names the command that makes it."""
     return results.load(NAME)
+
+
+def contradictions(lines: Iterable[Row], kept: Iterable[Row]) -> list[str]:
+    """The claims whose verdict is reproduced in one of the two and not reproduced in the other; "inconclusive" contradicts none."""
+    before = {row["name"]: row["verdict"] for row in kept}
+    opposite = {REPRODUCED, NOT_REPRODUCED}
+    return [row["name"] for row in lines if {row["verdict"], before.get(row["name"])} == opposite]
 
 
 def counts(lines: Iterable[Row]) -> dict[str, int]:

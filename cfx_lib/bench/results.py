@@ -129,6 +129,8 @@ def command(name: str) -> str:
         return f"python -m cfx_lib.bench {name.removeprefix('bench-')} --save"
     if name == "leaderboard":
         return "python -m cfx_lib.bench run --methods all --mode full"
+    if name == "claims":
+        return "python -m cfx_lib.bench claims --mode full"
     return f"python -m cfx_lib.bench study {name.split('_')[0]} --only {name}"
 
 
