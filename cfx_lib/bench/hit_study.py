@@ -171,10 +171,11 @@ def areas(name: str, maps: Tensor, x: Tensor, target: Tensor, replacement: str, 
     return metrics.insertion_deletion(model(name), x, maps, target, replacement=replacement, steps=steps)
 
 
-def faithful(n: int) -> Iterator[Row]:
+def faithful(n: int, only: Sequence[str] = ()) -> Iterator[Row]:
     """Table 6.2: insertion and deletion on HiT, a patch a step, its own map against others; "_gap": less HiT's, same images.
 
-    "HiT, less the mean class", the second and third "Grad-CAM" and "random" are not the thesis's.
+    "HiT, less the mean class", the second and third "Grad-CAM" and "random" are not the thesis's. `only`: some of the maps,
+    "HiT" first.
     """
     name = "fashion/hit"
     x, _ = images_of(name, n)
@@ -187,7 +188,8 @@ def faithful(n: int) -> Iterator[Row]:
         "Grad-CAM, signed": lambda c, x, t: POSTHOC["Grad-CAM"](c, x, t, relu=False),
         "random": hit_probes.at_random,
     }
-    maps = {label: make(model(name), x, target) for label, make in makers.items()}
+    wanted = {label: makers[label] for label in only or makers}
+    maps = {label: make(model(name), x, target) for label, make in wanted.items()}
     for replacement in ("zero", "blur"):
         own: Row = {}
         for label, found in maps.items():
@@ -252,12 +254,12 @@ def layers(n: int) -> Iterator[Row]:
             yield row | {"accuracy": metrics.rate(right)}
 
 
-def sanity(n: int, seeds: int = 3) -> Iterator[Row]:
+def sanity(n: int, seeds: int = 3, compared: hit_probes.Maps = MAPS) -> Iterator[Row]:
     """Fig. 6.6: |r| of maps before and after the layers down to a stage were randomised; mean of the seeds for each image.
 
     "chance" is the |Pearson r| of unrelated maps of normal numbers: what a map that sees the network should fall to.
     """
-    for name, maps in (("fashion/hit", MAPS), ("personas/hit:smile", {"HiT": MAPS["HiT"]})):
+    for name, maps in (("fashion/hit", compared), ("personas/hit:smile", {"HiT": MAPS["HiT"]})):
         x, _ = images_of(name, n)
         for label, stage, before, after in hit_probes.sanity(model(name), x, maps, seeds):
             row: Row = {"model": name, "map": label, "stage": stage, "n": n, "seeds": seeds}

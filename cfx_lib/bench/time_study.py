@@ -7,7 +7,7 @@ of `dime_study`; `time_faces` has the methods, `time_ablations` Tables 5.3 to 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -170,7 +170,7 @@ SAMPLERS: dict[str, Row] = {
 }
 
 
-def inversion(n: int) -> Iterator[Row]:
+def inversion(n: int, chains: Sequence[int] = (10, 20, 50)) -> Iterator[Row]:
     """Sect. 5.3.3: does inversion give the image back? Words of the image's own class on both ways, 70 % of the chain.
 
     "pixels": mean change of the decoded image, in units of its range, against the autoencoder's own reconstruction;
@@ -182,7 +182,7 @@ def inversion(n: int) -> Iterator[Row]:
         z = time_faces.model().encode(x)
         plain = time_faces.model().decode(z).clamp(-1, 1)
         pair = tuple(method.tokens.conditions(time_faces.model(), k) for k in (source, 1 - source))
-    for steps in (10, 20, 50):
+    for steps in chains:
         for w in (0.0, 3.0):
             for label, changes in SAMPLERS.items():
                 if label in ("EDICT, float32", "EDICT, leapfrog") and steps != 20:
