@@ -15,7 +15,17 @@ from cfx_lib.learn import plots
 from cfx_lib.learn.plots import Picture, _axes, _styled
 from cfx_lib.metrics import Value
 
-__all__ = ["decision", "forest", "heat", "placed", "timeline", "tradeoff", "verdict_bars"]
+__all__ = [
+    "brief",
+    "decision",
+    "drawable",
+    "forest",
+    "heat",
+    "placed",
+    "timeline",
+    "tradeoff",
+    "verdict_bars",
+]
 
 COLOURS = {
     REPRODUCED: plots.GREEN,
@@ -244,7 +254,7 @@ def forest(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> P
         title, "each line from its smallest to its largest number", "", (9.4, 1.0 + 0.3 * len(lines))
     )
     for k, line in enumerate(lines):
-        effect, against = shown(line["effect"]), shown(line["against"])
+        effect, against = shown(line["effect"]), _alike(line["against"], line["effect"])
         low, high = min(*effect, *against), max(*effect, *against)
         (m, m0, m1), (a, a0, a1) = (
             [(v - low) / (high - low) if high > low else 0.5 for v in part] for part in (effect, against)
@@ -270,15 +280,24 @@ def drawable(line: Mapping[str, Any]) -> bool:
     return all(v is not None and (not isinstance(v, Value) or v.defined) for v in parts)
 
 
+def _alike(value: Value | float, like: Value | float) -> tuple[float, float, float]:
+    """What `shown` gives, for a plain number on the scale of `like`."""
+    share = isinstance(like, Value) and like.unit in _SHARES and not isinstance(value, Value)
+    return shown(100 * value if share else value)
+
+
 def _compared(line: Mapping[str, Any]) -> str:
-    return f"{brief(line['effect'])}  against  {brief(line['against'])}"
+    return f"{brief(line['effect'])}  against  {brief(line['against'], line['effect'])}"
 
 
-def brief(value: Value | float | None) -> str:
-    """A measured or compared number in a few characters, without the number of images."""
+def brief(value: Value | float | None, like: Value | float | None = None) -> str:
+    """A measured or compared number in a few characters, without the number of images; a plain number in the unit of `like`."""
     if value is None:
         return "–"
-    return str(value).split(" (")[0] if isinstance(value, Value) else f"{value:.3g}"
+    if isinstance(value, Value):
+        return str(value).split(" (")[0]
+    unit = like.unit if isinstance(like, Value) else ""
+    return f"{100 * value if unit in _SHARES else value:.3g} {unit}".strip()
 
 
 # -------------------------------------------------------------------------------------------------------- a run in time

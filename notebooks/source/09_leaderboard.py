@@ -159,10 +159,8 @@ for title, columns in TABLES.items():
 fewest = {m: min(METHODS, key=lambda name: values[name][m].n) for m in ("FID", "S3", "collateral changes")}
 for measure, name in fewest.items():
     say(f"{measure}: {values[name][measure].n} of {board.settings.n} faces count for {name}.")
-n_of = {name: values[name]["FID"].n for name in METHODS}
-assert all(
-    values[name]["flip rate"].mean == n_of[name] / board.settings.n for name in METHODS
-)  # those that flipped
+for name in METHODS:  # those that flipped are those that FID counts
+    assert values[name]["FID"].n == round(values[name]["flip rate"].mean * board.settings.n), name
 say("The remarks of the run itself, the first of each kind:")
 told = {remark.partition(":")[0]: remark for remark in reversed(scoreboard.remarks(board))}
 say("\n".join(f"- {remark}" for remark in reversed(told.values())))
@@ -324,11 +322,11 @@ def watched(diary, stop_after=None):
     """Lets `leaderboard.run` write into `diary` which shard it makes when, and stops it after so many."""
     make = leaderboard.make_shard
 
-    def make_shard(settings, shard):
+    def make_shard(settings, shard, **where):
         if len(diary) == stop_after:
             raise KeyboardInterrupt
         began = time.perf_counter()
-        found = make(settings, shard)
+        found = make(settings, shard, **where)
         diary.append((shard.name, began, time.perf_counter()))
         return found
 
@@ -455,6 +453,13 @@ say(
 scaling = stored("bench-scaling")
 if scaling:
     results.show_table(scaling)
+    two = [row for row in scaling if isinstance(row.get("times faster than one worker"), Value)]
+    for row in two:
+        gain = row["times faster than one worker"]
+        say(
+            f"{row['run'].capitalize()}: {gain.mean:.2f} times as fast as one, on {row['shards']} shards"
+            + (" with the same rows, byte for byte." if row.get("same rows as the others") else ".")
+        )
 
 # %% [markdown]
 # ## 4 · Does the live part agree with the stored one?
@@ -829,7 +834,7 @@ every = {claim.name: claim for claim in claims.every()}
 for row in only(kept_claims, verdict=NOT_REPRODUCED):
     why = every[row["name"]].discussion if row["name"] in every else ""
     say(
-        f"- **{row['says']}** ({PAPERS[row['name'].split('.')[0]]}, {row['place']}). Measured: {row['what']}, {boards.brief(row['effect'])} against {boards.brief(row['against'])}. "
+        f"- **{row['says']}** ({PAPERS[row['name'].split('.')[0]]}, {row['place']}). Measured: {row['what']}, {boards.brief(row['effect'])} against {boards.brief(row['against'], row['effect'])}. "
         f"{why}"
     )
 if kept_claims and not only(kept_claims, verdict=NOT_REPRODUCED):
@@ -880,7 +885,7 @@ def halves(row):
 
 open_ones = [(row, halves(row)) for row in only(kept_claims, verdict=INCONCLUSIVE)]
 settle = [
-    {"claim": row["name"], "says": row["says"], "measured": row["effect"], "against": boards.brief(row["against"]), "images": n,
+    {"claim": row["name"], "says": row["says"], "measured": row["effect"], "against": boards.brief(row["against"], row["effect"]), "images": n,
      "needed (80 %)": images_needed(effect, half, against, n, 0.8)}
     for row, found in open_ones
     if found
@@ -935,7 +940,7 @@ if recheck:
         f"{len(computed)} of them were computed here, not read:"
     )
     results.show_table(
-        [{"claim": row["name"], "says": row["says"], "measured": boards.brief(row["effect"]), "against": boards.brief(row["against"]), "verdict": row["verdict"], "seconds": f"{row['seconds']:.2f}"}
+        [{"claim": row["name"], "says": row["says"], "measured": boards.brief(row["effect"]), "against": boards.brief(row["against"], row["effect"]), "verdict": row["verdict"], "seconds": f"{row['seconds']:.2f}"}
          for row in computed]
     )  # fmt: skip
 
@@ -1044,7 +1049,7 @@ if family:
     say(f"After Holm's correction {sum(d and s for d, s in zip(decided, stays))} of these {sum(decided)} verdicts stay. Take with care:")  # fmt: skip
     if fallen:
         results.show_table(
-            [{"claim": row["name"], "says": row["says"], "verdict": row["verdict"], "measured": row["effect"], "against": boards.brief(row["against"]), "p": f"{p:.4f}"}
+            [{"claim": row["name"], "says": row["says"], "verdict": row["verdict"], "measured": row["effect"], "against": boards.brief(row["against"], row["effect"]), "p": f"{p:.4f}"}
              for (row, p, _), d, s in zip(family, decided, stays) if d and not s]
         )  # fmt: skip
     else:
@@ -1062,6 +1067,19 @@ if family:
 precision = stored("bench-precision")
 if precision:
     results.show_table(precision)
+    gains = [
+        (f"{row['method']}, {row['setting']}", None, row["times faster"])
+        for row in precision
+        if isinstance(row.get("times faster"), Value) and row["setting"] != precision[0]["setting"]
+    ]
+    if gains:
+        display(plots.interval_bars(gains, xlabel=f"times as fast as {precision[0]['setting']}", title="What a setting buys", measured="stored"))  # fmt: skip
+    changed = [row for row in precision if isinstance(row.get("largest difference"), float)]
+    worst = max(changed, key=lambda row: row["largest difference"], default=None)
+    if worst:
+        say(
+            f"The largest change of a pixel: {worst['largest difference']:.2g} on a scale from -1 to 1, {worst['method']} with {worst['setting']}."
+        )
 
 # %% [markdown]
 # ## 10 · What the released code does differently

@@ -220,11 +220,7 @@ def _(answer: Callable) -> None:
     got = got.double()
     if same(got, first_share(-draws)):
         raise Wrong("you counted who is LAST. More is better: look for the maximum of each row.")
-    if (
-        same(got, torch.tensor([4, 1, 0]) / 5)
-        or same(got, torch.tensor([3, 0, 2]) / 5)
-        or same(got, torch.nn.functional.one_hot(draws.argmax(1), 3).double().mean(0))
-    ):
+    if same(got, torch.nn.functional.one_hot(draws.argmax(1), 3).double().mean(0)):
         raise Wrong(
             "`argmax` gives a tie to one of the winners. They share it: each gets 1 divided by the number of winners."
         )
@@ -413,7 +409,7 @@ def holm(p: Tensor, alpha: float) -> Tensor:
     reference=holm,
 )
 def _(answer: Callable) -> None:
-    p = torch.tensor([0.2, 0.001, 0.024, 0.012, 0.04], dtype=torch.float64)  # sorted: .001 .012 .024 .04 .2
+    p = torch.tensor([0.2, 0.001, 0.024, 0.012, 0.039], dtype=torch.float64)  # sorted: .001 .012 .024 .039 .2
     got, want = flags(answer(p, 0.05), 5, "the answer"), [False, True, False, True, False]
     if got == (p <= 0.05).tolist():
         raise Wrong(

@@ -178,7 +178,7 @@ WRONG = {
             ),
             "another classifier",
         ),
-        (lambda evidence: smaller("changes", _value(evidence, "DiME, masked"), 1.0), "intervals"),
+        (lambda evidence: smaller("changes", _value(evidence, "DiME, masked"), 1.0), "clearly more"),
         (lambda evidence: smaller("", _value(evidence, "DiME, masked"), _value(evidence, "DiME")), "what was measured"),
         (lambda evidence: _value(evidence, "DiME, masked"), "returns a `finding`"),
         (
