@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,27 @@ from cfx_lib.metrics.value import Value
 NAME = "leaderboard"
 MEASURED = ("seconds", "peak memory")  # never the same twice
 HEADLINE = {
-    "method": "method",
-    "flip rate": "flips",
-    "semantic flip rate": "confirmed flips",
-    "COUT": "COUT",
-    "L1 per pixel": "L1 per pixel",
-    "LPIPS": "LPIPS",
-    "S3": "S3",
-    "FID": "FID",
-    "edit error": "edit error",
-    "collateral changes": "collateral changes",
-    "seconds": "seconds",
-    "denoiser calls": "denoiser calls",
-    "FLOPs": "FLOPs",
+    "Does it explain?": {
+        "flip rate": "flips",
+        "semantic flip rate": "confirmed flips",
+        "COUT": "COUT",
+        "edit error": "edit error",
+        "collateral changes": "collateral changes",
+    },
+    "How much changed, and does it look real?": {
+        "L1 per pixel": "L1 per pixel",
+        "LPIPS": "LPIPS",
+        "S3": "S3",
+        "FID": "FID",
+    },
+    "What does an explanation cost? (seconds and calls: n batches; GFLOPs: n images)": {
+        "seconds": "seconds",
+        "denoiser calls": "denoiser calls",
+        "classifier calls": "classifier calls",
+        "FLOPs": "GFLOPs",
+    },
 }
-"""What is printed of the table: metric -> heading."""
+"""What is printed of the table, in parts that fit on a page: title -> (metric -> heading)."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,23 @@ class Table:
         return found
 
     def markdown(self) -> str:
-        """The headline columns as Markdown, then what failed."""
-        text = results.value_table(self.wide(), HEADLINE)
+        """The headline columns as Markdown, a table for each part, then what failed."""
+        rows = [row | {"FLOPs": _giga(row.get("FLOPs"))} for row in self.wide()]
+        parts = []
+        for title, columns in HEADLINE.items():
+            there = [row for row in rows if any(row.get(name) is not None for name in columns)]
+            parts += [f"**{title}**", results.value_table(there, {"method": "method"} | columns)]
         failed = [f"* {self.labels[name]} failed: {error}" for name, error in self.errors.items()]
-        return "\n\n".join([text, *(["\n".join(failed)] if failed else [])])
+        return "\n\n".join([*parts, *(["\n".join(failed)] if failed else [])])
+
+
+def _giga(value: Value | None) -> Value | None:
+    """Operations in thousands of millions."""
+    if value is None:
+        return None
+    return replace(
+        value, **{name: getattr(value, name) / 1e9 for name in ("mean", "low", "high")}, scores=None
+    )
 
 
 LONG = pa.schema(

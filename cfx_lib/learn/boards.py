@@ -78,17 +78,18 @@ def tradeoff(
     spots = {name: tuple(shown(v) for v in pair) for name, pair in points.items()}
     for name, ((x, x0, x1), (y, y0, y1)) in spots.items():
         colour = "#999999" if name in references else plots.BLUE
-        full = name in front
+        full = name in front or not front
         bars = {"xerr": [[x - x0], [x1 - x]], "yerr": [[y - y0], [y1 - y]]}
         mark = "D" if name in references else "o"
         face = colour if full else "white"
         ax.errorbar(x, y, **bars, fmt=mark, color=colour, mfc=face, ms=7, mew=1.6, lw=0.9, alpha=0.95)
     best = sorted(spots[name][0][:1] + spots[name][1][:1] for name in front if name in spots)
     ax.plot(*zip(*best), color=plots.BLUE, linestyle=":", linewidth=1.2, zorder=0) if best else None
-    ax.plot([], [], "o", color=plots.BLUE, label="on the Pareto front")
-    ax.plot([], [], "o", color=plots.BLUE, mfc="white", mew=1.6, label="beaten on both")
+    ax.plot([], [], "o", color=plots.BLUE, label="on the Pareto front" if front else "method")
+    if front:
+        ax.plot([], [], "o", color=plots.BLUE, mfc="white", mew=1.6, label="beaten on both")
     if references:
-        ax.plot([], [], "D", color="#999999", mfc="white", mew=1.6, label="reference")
+        ax.plot([], [], "D", color="#999999", label="reference")
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.margins(0.09)
     _names(fig, ax, {name: (x[0], y[0]) for name, (x, y) in spots.items()})
@@ -111,6 +112,7 @@ def _names(fig: Picture, ax: Any, spots: Mapping[str, tuple[float, float]]) -> N
                 text = _name(ax, name, spot, there, reach)
                 box = text.get_window_extent(renderer)
                 cost = sum(_overlap(box, other) for other in taken) + 4 * _outside(box, frame) + 3 * reach
+                cost += 60 * sum(_away(box, other) < 14 for other in pixels) + (there[0] < 0)
                 if cost < least:
                     best, least = (there, reach, box), cost
                 text.remove()
@@ -132,6 +134,12 @@ def _overlap(a: Bbox, b: Bbox) -> float:
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return width * height if width > 0 and height > 0 else 0.0
+
+
+def _away(box: Bbox, spot: Any) -> float:
+    """Pixels from a box to a point."""
+    x, y = max(box.x0 - spot[0], spot[0] - box.x1, 0), max(box.y0 - spot[1], spot[1] - box.y1, 0)
+    return math.hypot(x, y)
 
 
 def _outside(box: Bbox, frame: Bbox) -> float:
@@ -251,7 +259,7 @@ def forest(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> P
     if not lines:
         raise ValueError("none of these claims has a measured value to draw: choose others.")
     fig, ax = _axes(
-        title, "each line from its smallest to its largest number", "", (9.4, 1.0 + 0.3 * len(lines))
+        title, "each line from its smallest to its largest number", "", (9.4, 1.1 + 0.27 * len(lines))
     )
     for k, line in enumerate(lines):
         effect, against = shown(line["effect"]), _alike(line["against"], line["effect"])
