@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import patheffects
+from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from cfx_lib.bench.verdicts import INCONCLUSIVE, NEEDS_GPU, NOT_REPRODUCED, REPRODUCED, VERDICTS
@@ -33,6 +34,7 @@ COLOURS = {
     INCONCLUSIVE: plots.YELLOW,
     NEEDS_GPU: "#bbbbbb",
 }
+MARKS = {REPRODUCED: "o", NOT_REPRODUCED: "X", INCONCLUSIVE: "s", NEEDS_GPU: "o"}
 _SHARES = ("%", "points")  # units that are stored as shares and shown times 100
 _ANGLES = [math.radians(a) for a in (20, -20, 160, -160, 60, -60, 120, -120, 90, -90)]
 _REACHES = (9, 20, 34, 50)  # points from a mark to its name
@@ -70,11 +72,16 @@ def tradeoff(
     front: Sequence[str] = (),
     references: Sequence[str] = (),
     logx: bool = False,
+    logy: bool = False,
 ) -> Picture:
     """Two measures of each method with both intervals and its name: filled on the Pareto `front`, grey for `references`."""
     fig, ax = _axes(title, xlabel, ylabel, (8.4, 4.8))
-    if logx:
-        ax.set_xscale("log")
+    for logarithmic, axis, scale in ((logx, ax.xaxis, ax.set_xscale), (logy, ax.yaxis, ax.set_yscale)):
+        if logarithmic:
+            scale("log")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
     spots = {name: tuple(shown(v) for v in pair) for name, pair in points.items()}
     for name, ((x, x0, x1), (y, y0, y1)) in spots.items():
         colour = "#999999" if name in references else plots.BLUE
@@ -118,7 +125,7 @@ def _names(fig: Picture, ax: Any, spots: Mapping[str, tuple[float, float]]) -> N
                 text.remove()
         there, reach, box = best
         _name(ax, name, spot, there, reach).set_path_effects(halo)
-        taken.append(box)
+        taken.append(box.padded(3))
 
 
 def _name(ax: Any, name: str, spot: Any, there: tuple[float, float], reach: float) -> Any:
@@ -189,7 +196,8 @@ def heat(
             color="white" if white else plots.BLACK,
         )
     ax.set_yticks(range(len(rows)), rows)
-    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if max(map(len, columns)) > 3 else {}
+    ax.set_xticks(range(len(columns)), columns, **turned)
     ax.grid(visible=False)
     ax.tick_params(length=0)
     for k, kind in enumerate(groups or ()):
@@ -270,15 +278,16 @@ def forest(lines: Sequence[Mapping[str, Any]], *, title: str | None = None) -> P
         ax.axhline(k, color="#eeeeee", zorder=0)
         ax.errorbar(a, k + 0.17, xerr=[[a - a0], [a1 - a]], fmt="D", color="#888888", ms=4.5, lw=1.2)
         colour = COLOURS[line["verdict"]]
-        ax.errorbar(m, k - 0.12, xerr=[[m - m0], [m1 - m]], fmt="o", color=colour, ms=6, lw=1.8, capsize=3)
+        bars = {"xerr": [[m - m0], [m1 - m]], "color": colour, "ms": 6, "lw": 1.8, "capsize": 3}
+        ax.errorbar(m, k - 0.12, fmt=MARKS[line["verdict"]], **bars)
         ax.annotate(_compared(line), (1.03, k), xycoords=("axes fraction", "data"), va="center", fontsize=7.8)
     for verdict in dict.fromkeys(line["verdict"] for line in lines):
-        ax.plot([], [], "o", color=COLOURS[verdict], label=verdict)
+        ax.plot([], [], MARKS[verdict], color=COLOURS[verdict], label=verdict)
     ax.plot([], [], "D", color="#888888", label="compared with")
     ax.set_yticks(range(len(lines)), [line["name"].partition(".")[2] for line in lines])
     ax.set_ylim(len(lines) - 0.5, -0.6)
     ax.set_xticks([])
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32 / len(lines) - 0.06), ncols=5)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 / (0.27 * len(lines))), ncols=5)
     return fig
 
 
@@ -305,7 +314,7 @@ def brief(value: Value | float | None, like: Value | float | None = None) -> str
     if isinstance(value, Value):
         return str(value).split(" (")[0]
     unit = like.unit if isinstance(like, Value) else ""
-    return f"{100 * value if unit in _SHARES else value:.3g} {unit}".strip()
+    return f"{100 * value if unit in _SHARES else value:,.4g} {unit}".strip()
 
 
 # -------------------------------------------------------------------------------------------------------- a run in time
