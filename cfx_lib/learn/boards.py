@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import patheffects
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
@@ -117,7 +118,7 @@ def _names(fig: Picture, ax: Any, spots: Mapping[str, tuple[float, float]]) -> N
             for angle in _ANGLES:
                 there = (reach * math.cos(angle), reach * math.sin(angle))
                 text = _name(ax, name, spot, there, reach)
-                box = text.get_window_extent(renderer)
+                box = _extent(text, renderer)
                 cost = sum(_overlap(box, other) for other in taken) + 4 * _outside(box, frame) + 3 * reach
                 cost += 60 * sum(_away(box, other) < 14 for other in pixels) + (there[0] < 0)
                 if cost < least:
@@ -135,6 +136,12 @@ def _name(ax: Any, name: str, spot: Any, there: tuple[float, float], reach: floa
     text = ax.annotate(name, spot, there, annotation_clip=False, **options)
     text.set_in_layout(False)
     return text
+
+
+def _extent(text: Any, renderer: Any) -> Bbox:
+    """The pixels of a name without the line that leads to it."""
+    text.update_positions(renderer)
+    return Text.get_window_extent(text, renderer)
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:

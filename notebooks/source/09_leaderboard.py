@@ -502,7 +502,10 @@ for name in (board.labels[m] for m in AGAIN if m != "copy"):
 results.show_table(agreement)
 assert all(row["agrees"] for row in agreement), [row for row in agreement if not row["agrees"]]
 assert wide[copy]["L1 per pixel"].mean == 0 == values[copy]["L1 per pixel"].mean
-say(f"All {len(agreement)} comparisons agree.")
+say(
+    f"All {len(agreement)} comparisons agree. For means this is a weak check with so few faces: it would notice another network or unit, and no small slip. "
+    "FLOPs notice whatever changes the work."
+)
 say(
     "What the live run itself remarks about its metrics:\n\n"
     + "\n".join(f"- {remark}" for remark in scoreboard.remarks(live))
