@@ -102,8 +102,8 @@ boards.tradeoff(
 # > **Predict first.** The true counterfactual is the right answer by construction. Why is it not at the top?
 #
 # Remember notebook 08: the smallest change that flips the classifier stops *right behind* its boundary, and another
-# network has its boundary a hair further on. So even here, with the truth at hand, the best answer does not win a
-# published measure. Keep it in mind for every column below.
+# network has its boundary a hair further on. So even here, with the truth at hand, the best answer does not come out on
+# top. Keep it in mind for every column below.
 
 # %% [markdown]
 # ## 1 · The leaderboard, column by column
@@ -221,7 +221,7 @@ say(f"First, alone or with others: {copy}: {', '.join(best[copy]) or 'none'}. {s
 say(f"The true counterfactual is neither first nor second in: {', '.join(behind) or 'none'}.")
 
 # %% [markdown]
-# So the *copy* wins closeness, and *another face* wins flips. A measure that one of them wins is not useless; it is
+# So the *copy* wins the distances, and *another face* wins flips. A measure that one of them wins is not useless; it is
 # **half** a measure, and needs its other half beside it. And the truth as a ceiling holds only for the measures that know
 # the truth.
 #
@@ -306,9 +306,10 @@ say(
 # %% [markdown]
 # ## 2 · The algorithm of a long run
 #
-# The leaderboard here takes minutes; the same for ImageNet takes days on many GPUs. Something will go wrong in the middle. So the work is cut into **shards**: a shard is one method, one seed, and a few images. All that decides it
-# is in its name, above all the seeds, so it does not matter who makes it, when, or after what. It is written in one step
-# (a file is there whole, or not at all), and whoever starts the run again skips what is there:
+# The leaderboard here takes minutes; the same for ImageNet takes days on many GPUs. Something will go wrong in the middle.
+# So the work is cut into **shards**: a shard is one method, one seed, and a few images. Its name says all that decides it,
+# above all the seed, so it does not matter who makes it, when, or after what. It is written in one step (a file is there
+# whole, or not at all), and whoever starts the run again skips what is there:
 
 # %%
 show(shards.Run.make, docstring=False)
@@ -618,7 +619,7 @@ results.show_table(
 say(f"Beaten in everything by another: {', '.join(m for m in METHODS if m not in overall) or 'none'}.")
 
 # %% [markdown]
-# Two warnings. The front is made of *means*: with other faces another method may be on it. And the more criteria, the fewer are
+# Be warned. The front is made of *means*: with other faces another method may be on it. And the more criteria, the fewer are
 # beaten: with enough of them everybody is best at something, which is why a paper can always find its table. Side effects and realism
 # count successful explanations only, so whoever hardly ever flips looks gentle there.
 #
@@ -830,7 +831,7 @@ if kept_claims:
 # ### Every claim, beside what it is compared with
 #
 # Each line below has a scale of its own (the numbers stand at its right): the measured value with its interval, and the value that it is compared with.
-# Where the two do not touch, there is a verdict. Claims of *equality* are reproduced where both are close enough to each other. Under each figure the claims in words fold out.
+# Where the two do not touch, there is a verdict (but for claims about single trainings, whose luck is in no interval). Claims of *equality* are reproduced where both are close enough to each other. Under each figure the claims in words fold out.
 
 
 # %%
@@ -1142,8 +1143,8 @@ if precision:
 #   shards, and every picture changes. Here both are per image, but for rounding.
 # - **Noise.** The released samplers draw the noise of a whole batch at once from one global generator. Which noise an image gets then depends on its place, on the batch, and on what
 #   ran before. Here each image has its own generator, named by the seed and the image.
-# - **DVCE and LDCE** scale the guidance by another norm than in their papers, and return the last unguided estimate; **TIME** shipped with an inversion that was one level off.
-#   The leaderboard uses the papers' versions (`released/...` presets have the others).
+# - **DVCE and LDCE** scale the guidance by another norm than in their papers, and DVCE returns the last *unguided* estimate; **TIME** shipped with an inversion that was one level off.
+#   The library takes the papers' versions, and has the others as `released/...` presets.
 #
 # The one that matters most for a run in shards: does an explanation depend on its batch? DiME on two faces, against the same two in the shards above:
 
@@ -1252,7 +1253,7 @@ progress("09")
 #
 # 1. G. Jeanneret. *Towards Explainable and Interpretable Deep Neural Networks*, PhD thesis, 2024 (DiME ch. 3, ACE ch. 4, TIME ch. 5, HiT ch. 6).
 # 2. M. Augustin, V. Boreiko, F. Croce, M. Hein. *Diffusion Visual Counterfactual Explanations* (DVCE). NeurIPS 2022.
-# 3. *Latent Diffusion Counterfactual Explanations* (LDCE).
+# 3. K. Farid et al. *Latent Diffusion Counterfactual Explanations* (LDCE). 2023.
 # 4. J. W. Young. *A First Order Approximation to the Optimum Checkpoint Interval*. Communications of the ACM 1974 (Eq. 9.2).
 # 5. S. Holm. *A Simple Sequentially Rejective Multiple Test Procedure*. Scandinavian Journal of Statistics 1979 (Eq. 9.8).
 # 6. Y. Benjamini, Y. Hochberg. *Controlling the False Discovery Rate*. Journal of the Royal Statistical Society B 1995.
