@@ -17,27 +17,36 @@ from cfx_lib.metrics.value import Value
 NAME = "leaderboard"
 MEASURED = ("seconds", "peak memory")  # never the same twice
 HEADLINE = {
-    "Does it explain?": {
-        "flip rate": "flips",
-        "semantic flip rate": "confirmed flips",
-        "COUT": "COUT",
-        "edit error": "edit error",
-        "collateral changes": "collateral changes",
-    },
-    "How much changed, and does it look real?": {
-        "L1 per pixel": "L1 per pixel",
-        "LPIPS": "LPIPS",
-        "S3": "S3",
-        "FID": "FID",
-    },
-    "What does an explanation cost? (seconds and calls: n batches; GFLOPs: n images)": {
-        "seconds": "seconds",
-        "denoiser calls": "denoiser calls",
-        "classifier calls": "classifier calls",
-        "FLOPs": "GFLOPs",
-    },
+    "method": "method",
+    "flip rate": "flips",
+    "semantic flip rate": "confirmed flips",
+    "COUT": "COUT",
+    "L1 per pixel": "L1 per pixel",
+    "LPIPS": "LPIPS",
+    "S3": "S3",
+    "FID": "FID",
+    "edit error": "edit error",
+    "collateral changes": "collateral changes",
+    "seconds": "seconds",
+    "denoiser calls": "denoiser calls",
+    "GFLOPs": "GFLOPs",
 }
-"""What is printed of the table, in parts that fit on a page: title -> (metric -> heading)."""
+"""What is printed of the table: metric -> heading."""
+SHORT = {
+    name: HEADLINE[name]
+    for name in (
+        "method",
+        "semantic flip rate",
+        "L1 per pixel",
+        "S3",
+        "FID",
+        "edit error",
+        "collateral changes",
+        "seconds",
+        "GFLOPs",
+    )
+}
+"""What the README shows of it."""
 
 
 @dataclass(frozen=True)
@@ -70,31 +79,25 @@ class Table:
     errors: Mapping[str, str]
 
     def wide(self) -> list[dict[str, Any]]:
-        """A row for each method: its `method`, a Value (or None) for each metric, and `error` (or None)."""
+        """A row for each method: its `method`, a Value (or None) for each metric and for GFLOPs, and `error` (or None)."""
         found = []
         for method, label in self.labels.items():
             own = {row.metric: row.value for row in self.rows.get(method, ())}
+            own["GFLOPs"] = _scaled(own.get("FLOPs"), 1e-9)
             found.append({"method": label, **own, "error": self.errors.get(method)})
         return found
 
-    def markdown(self) -> str:
-        """The headline columns as Markdown, a table for each part, then what failed."""
-        rows = [row | {"FLOPs": _giga(row.get("FLOPs"))} for row in self.wide()]
-        parts = []
-        for title, columns in HEADLINE.items():
-            there = [row for row in rows if any(row.get(name) is not None for name in columns)]
-            parts += [f"**{title}**", results.value_table(there, {"method": "method"} | columns)]
+    def markdown(self, columns: Mapping[str, str] = HEADLINE) -> str:
+        """Some columns as Markdown, metric -> heading, then what failed."""
+        text = results.value_table(self.wide(), columns)
         failed = [f"* {self.labels[name]} failed: {error}" for name, error in self.errors.items()]
-        return "\n\n".join([*parts, *(["\n".join(failed)] if failed else [])])
+        return "\n\n".join([text, *(["\n".join(failed)] if failed else [])])
 
 
-def _giga(value: Value | None) -> Value | None:
-    """Operations in thousands of millions."""
+def _scaled(value: Value | None, factor: float) -> Value | None:
     if value is None:
         return None
-    return replace(
-        value, **{name: getattr(value, name) / 1e9 for name in ("mean", "low", "high")}, scores=None
-    )
+    return replace(value, scores=None, **{k: factor * getattr(value, k) for k in ("mean", "low", "high")})
 
 
 LONG = pa.schema(

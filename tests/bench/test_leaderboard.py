@@ -88,15 +88,6 @@ def test_a_method_that_fails_is_in_the_table_and_stops_nobody(tiny):
     )
 
 
-def test_the_printed_table_comes_in_parts_and_references_cost_nothing(tiny):
-    explained, _, cost = tiny[0].markdown().split("\n\n**")[:3]
-    assert "| copy of the input |" in explained and "| copy of the input |" not in cost
-    assert "GFLOPs" in cost and "GFLOPs" not in explained
-    (line,) = [line for line in cost.splitlines() if line.startswith("| PGD |")]
-    flops = next(row.value.mean for row in tiny[0].rows["pgd"] if row.metric == "FLOPs")
-    assert float(line.split("|")[-2].split("[")[0]) == pytest.approx(flops / 1e9, rel=0.01)
-
-
 def test_flops_that_cannot_be_counted_are_not_measured(tmp_path):
     table = run("single", tmp_path / "run", Settings("tiny_world:Tiny", n=4, batch=2))
     rows = {row.metric: row for row in table.rows["single"]}
