@@ -19,14 +19,16 @@ from __future__ import annotations
 import difflib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from cfx_lib.bench import results
+from cfx_lib.bench.evidence import Evidence, Row
 from cfx_lib.bench.verdicts import (
     INCONCLUSIVE,
     NEEDS_GPU,
@@ -50,6 +52,7 @@ __all__ = [
     "counts",
     "every",
     "exact",
+    "keep",
     "larger",
     "line",
     "load",
@@ -59,7 +62,6 @@ __all__ = [
     "within",
 ]
 
-Row = Mapping[str, Any]
 PAPERS = ("dime", "ace", "dvce", "ldce", "time", "hit")
 TITLES = {  # where a paper's places are to be looked up
     "dime": "DiME (Jeanneret's thesis, chapter 3)",
@@ -153,78 +155,6 @@ class Claim:
         return self.name.split(".")[0]
 
 
-@dataclass
-class Evidence:
-    """Measurements for checks. `makers`: table -> how to make its rows (some of them, on a few images), in fast mode."""
-
-    mode: str = "full"
-    makers: Mapping[str, Callable[[], Iterable[Row]]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    _made: dict[str, list[Row]] = field(default_factory=dict)
-    _kept: dict[str, results.Result] = field(default_factory=dict)
-
-    def rows(self, table: str, **wanted: Any) -> list[Row]:
-        """The rows with these entries, made here if they can be, else those of data/results/. None of them: an empty list.
-
-        Raises FileNotFoundError for a table that is neither made here nor stored.
-        """
-        return self._found(table, wanted)
-
-    def _found(self, table: str, wanted: Row, column: str | None = None) -> list[Row]:
-        """The rows with these entries and, where one is named, this column: of those made here, else of the stored ones."""
-        if found := _matching(self._here(table), wanted, column):
-            self._note(f"made here: {table}")
-            return found
-        if table not in self._kept:
-            self._kept[table] = results.load(table)
-        self._note(f"stored: {table}{', other weights' if results.stale(self._kept[table]) else ''}")
-        return _matching(self._kept[table].rows, wanted, column)
-
-    def value(self, table: str, column: str, **wanted: Any) -> Any:
-        """The entry of the one row with these entries; None where it was not measured.
-
-        Raises KeyError where there is no such row, ValueError for more than one.
-        """
-        found = self._found(table, wanted, column)
-        if len(found) > 1:
-            raise ValueError(f"{table}: {len(found)} rows with {wanted} and {column}; ask for exactly one.")
-        if not found:
-            raise KeyError(f"{table}: no row with {wanted} and {column}")
-        return found[0][column]
-
-    def values(self, table: str, column: str, *wanted: Row) -> list[Any]:
-        """The entries of several rows that are compared: all made here or all stored, so that they count the same images."""
-        here = self._here(table)
-        whole = all(_matching(here, one, column) for one in wanted)
-        source = self if whole else replace(self, mode="full")
-        return [source.value(table, column, **one) for one in wanted]
-
-    def computed(self) -> None:
-        """A check calls this when it computes by itself."""
-        self._note("computed")
-
-    def _here(self, table: str) -> list[Row]:
-        """The rows that are made here, once; none in full mode and for tables without a maker."""
-        if self.mode != "fast" or table not in self.makers:
-            return []
-        if table not in self._made:
-            self._made[table] = list(self.makers[table]())
-        return self._made[table]
-
-    def _note(self, source: str) -> None:
-        if source not in self.asked:
-            self.asked.append(source)
-
-
-def _matching(rows: Iterable[Row], wanted: Row, column: str | None) -> list[Row]:
-    has_it = (row for row in rows if column is None or column in row)
-    return [row for row in has_it if all(_same(row.get(name), value) for name, value in wanted.items())]
-
-
-def _same(entry: Any, wanted: Any) -> bool:
-    return entry == wanted or str(entry) == str(wanted)
-
-
 # ------------------------------------------------------------------------------------------------ the ledger
 
 
@@ -310,9 +240,45 @@ class _Reader(Evidence):
         return super()._found(table, wanted, column)
 
 
+KEPT = ("name", "verdict", "what", "effect", "against", "n", "source")
+"""What is kept of a line; the claim says the rest, and seconds are those of one run."""
+
+
 def load() -> results.Result:
-    """The ledger that is kept, data/results/claims.json. FileNotFoundError names the command that makes it."""
-    return results.load(NAME)
+    """The ledger that is kept, data/results/claims.json, each line with its claim's place and sentence.
+
+    A claim that is no longer in the ledger has neither. FileNotFoundError names the command that makes the file.
+    """
+    stored = results.load(NAME)
+    known = {claim.name: claim for claim in every()}
+    return replace(stored, rows=[_whole(row, known.get(row["name"])) for row in stored.rows])
+
+
+def _whole(row: Row, claim: Claim | None) -> dict[str, Any]:
+    """A kept line with what was left out of it."""
+    words = {word: getattr(claim, word, "") for word in ("place", "says")}
+    n = getattr(row.get("effect"), "n", None)
+    return dict.fromkeys(KEPT) | {"n": n} | words | dict(row)
+
+
+def keep(lines: Iterable[Row]) -> Path:
+    """Write the ledger to data/results/claims.json, numbers of four digits; its path."""
+    return results.save(NAME, [_short(row) for row in lines], mode="full")
+
+
+def _short(row: Row) -> dict[str, Any]:
+    """What is kept of a line, without what is None and without the n that the effect says."""
+    effect = row["effect"]
+    same = isinstance(effect, Value) and row["n"] == effect.n
+    return {k: _rounded(row[k]) for k in KEPT if row[k] is not None and not (k == "n" and same)}
+
+
+def _rounded(entry: Any) -> Any:
+    """Four digits, all of them where it is a whole number."""
+    if isinstance(entry, Value):
+        low, mean, high = map(_rounded, (entry.low, entry.mean, entry.high))
+        return replace(entry, low=low, mean=mean, high=high, method="", scores=None)
+    return float(f"{entry:.4g}") if isinstance(entry, float) and not entry.is_integer() else entry
 
 
 def contradictions(lines: Iterable[Row], kept: Iterable[Row]) -> list[str]:

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -14,16 +13,15 @@ from tqdm.auto import tqdm
 
 from cfx_lib.bench import claims, claims_text, results
 from cfx_lib.bench.claims import Claim, Row
-from cfx_lib.metrics import Value
 
 EPILOG = """examples, all of which work offline:
   %(prog)s                                   every claim, some tables made here on a few images: some minutes
   %(prog)s --only dime                       the claims about DiME
-  %(prog)s --only ace.attacks-gd,dime.theorem-1   two claims; --list has the names
+  %(prog)s --only ace.gd-steps,dime.theorem-1   two claims; --list has the names
   %(prog)s --mode full                       every claim from the tables in data/results/; kept as claims.json
   %(prog)s --mode full --again --only ace    the tables of ACE first, by their studies: hours
   %(prog)s --show --markdown                 the ledger that is kept, as a table
-A verdict follows from 95 % intervals alone: reproduced where they are apart as the paper says, not reproduced where they
+A verdict follows from 95 %% intervals alone: reproduced where they are apart as the paper says, not reproduced where they
 are apart the other way round, else inconclusive: too few images here, or too small an effect, to tell. Tables that are made
 here are compared image by image, where two entries have the same images.
 exit codes: 0 checked, whatever the verdicts; 1 a check failed with an error; 2 bad input"""
@@ -147,20 +145,7 @@ def _keep(lines: Sequence[Row], whole: bool) -> None:
     if failed := _failed(lines):
         print(f"not kept: the check failed of {', '.join(failed)}", file=sys.stderr)
         return
-    path = results.save(claims.NAME, [_short(row) for row in lines], mode="full")
-    print(f"kept in {path.name}", file=sys.stderr)
-
-
-def _short(row: Row) -> dict[str, Any]:
-    """A line as it is stored: numbers of five digits."""
-    return {name: _five(entry) for name, entry in row.items()}
-
-
-def _five(entry: Any) -> Any:
-    if isinstance(entry, Value):
-        low, mean, high = (float(f"{v:.5g}") for v in (entry.low, entry.mean, entry.high))
-        return replace(entry, low=low, mean=mean, high=high, scores=None)
-    return float(f"{entry:.5g}") if isinstance(entry, float) else entry
+    print(f"kept in {claims.keep(lines).name}", file=sys.stderr)
 
 
 def _again(chosen: Sequence[Claim]) -> None:

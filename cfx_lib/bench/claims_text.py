@@ -37,7 +37,8 @@ def wrapped(text: str) -> list[str]:
 
 
 def _seconds(row: Row) -> str:
-    return f"{row['seconds']:.1f} s" if row["seconds"] >= 0.05 else ""
+    seconds = row.get("seconds", 0.0)  # a kept line has none
+    return f"{seconds:.1f} s" if seconds >= 0.05 else ""
 
 
 def measured(row: Row) -> str:

@@ -33,6 +33,7 @@ _PACKAGES = (
     "resvg-py",
 )
 _DECISIVE = ("cfx_lib", "data/weights", "data/personas", "data/fashion")  # what a number can depend on
+_NUMBERS = ("mean", "low", "high", "n")
 _FIELDS = ("commit", "versions", "machine", "date", "mode", "rows")
 
 
@@ -246,7 +247,8 @@ def _is_number(value: Any) -> bool:
 def _plain(value: Any, where: str) -> Any:
     """A value as JSON: a `Value` as a dict, numpy and torch scalars as numbers, to nine significant digits."""
     if isinstance(value, Value):
-        return {"Value": _plain(value.to_dict(), where)}
+        said = {k: v for k, v in value.to_dict().items() if k in _NUMBERS or v}  # no empty unit or backbone
+        return {"Value": _plain(said, where)}
     if hasattr(value, "item") and getattr(value, "shape", None) == ():
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

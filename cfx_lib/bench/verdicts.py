@@ -6,7 +6,17 @@ from typing import Any
 
 from cfx_lib.metrics import Value, difference
 
-__all__ = ["INCONCLUSIVE", "NEEDS_GPU", "NOT_REPRODUCED", "REPRODUCED", "VERDICTS", "holds", "less", "near"]
+__all__ = [
+    "INCONCLUSIVE",
+    "NEEDS_GPU",
+    "NOT_REPRODUCED",
+    "REPRODUCED",
+    "VERDICTS",
+    "holds",
+    "less",
+    "near",
+    "paired",
+]
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 NEEDS_GPU = "needs a GPU"
@@ -19,7 +29,7 @@ def less(a: Value | float | None, b: Value | float | None) -> str:
     Values that still carry the scores of the same images are compared in pairs: the interval of the difference must
     not contain 0. Otherwise (a stored result, a number) the two intervals must not overlap, which is more careful.
     """
-    if (gap := _paired(a, b)) is not None:
+    if (gap := paired(a, b)) is not None:
         return less(gap, 0.0)
     first, second = (None if v is None else _ends(v) for v in (a, b))
     if first is None or second is None:
@@ -52,7 +62,7 @@ def _ends(value: Value | float) -> tuple[float, float] | None:
     return (float(value), float(value))
 
 
-def _paired(a: Any, b: Any) -> Value | None:
+def paired(a: Any, b: Any) -> Value | None:
     """The paired difference of two measurements on the same images, where there is one with an interval."""
     scores = [v.scores if isinstance(v, Value) else None for v in (a, b)]
     if any(s is None for s in scores) or len(scores[0]) != len(scores[1]):
