@@ -152,7 +152,7 @@ def _faster_than_ace(evidence: Evidence) -> Finding:
 
 FAR_APART = (
     "The images have far fewer values than the paper's, and both gradients pass through the same denoiser, which brings them "
-    "together at the noisy steps. At the late steps they come close to right angles."
+    "together at the noisy steps. On faces, which have more values, the angles are wider."
 )
 CRITICISM: tuple[Claim, ...] = (
     Claim(
@@ -183,7 +183,7 @@ CRITICISM: tuple[Claim, ...] = (
     Claim(
         "dvce.faster-than-ace",
         "LDCE, Sect. 4.2",
-        "DVCE explains an image in less time than ACE.",
+        "DVCE, which takes one guided chain, explains an image in less time than ACE.",
         _faster_than_ace,
         "Seconds of small networks on one machine.",
     ),

@@ -135,14 +135,14 @@ TABLE_1: tuple[Claim, ...] = (
     Claim(
         "dvce.more-realistic-than-svce",
         "Table 1",
-        "DVCE's images are more realistic than SVCE's.",
+        "DVCE's images are more realistic than those of SVCE, which has no generative model.",
         _lower("realism", "SVCE"),
         REALISM,
     ),
     Claim(
         "dvce.more-realistic-than-blended",
         "Table 1",
-        "DVCE's images are more realistic than Blended Diffusion's.",
+        "DVCE's images are more realistic than those of Blended Diffusion, which has the same denoiser.",
         _lower("realism", "Blended"),
         f"{REALISM} {BLENDED_FEW}",
     ),

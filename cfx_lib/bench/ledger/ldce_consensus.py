@@ -106,8 +106,8 @@ CONSENSUS: tuple[Claim, ...] = (
     Claim(
         "ldce.consensus-above-chance",
         "Sect. 3.2",
-        "The gradient of the classifier and the implicit classifier's estimate the same thing: more places of the latent agree "
-        "than with random directions.",
+        "The classifier's gradient and the implicit classifier's score estimate the same thing: they agree at more places of the "
+        "latent than random directions would.",
         _above_chance,
         "Once the classifier is convinced its gradient is tiny and points anywhere. The paper has no such null.",
     ),
