@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from cfx_lib.bench.claims import Claim, Evidence, Finding, larger, smaller, within
 from cfx_lib.bench.ledger.pairs import ordered
 
 
-def round_trips(column: str, sampler: str) -> Callable[[Evidence], object]:
+def round_trips(column: str, sampler: str) -> Callable[[Evidence], Any]:
     """A column of `time_inversion` at the settings that TIME has here."""
     return lambda e: e.value("time_inversion", column, sampler=sampler, steps=20, w=3.0)
 
 
-def main(e: Evidence, column: str, method: str = "TIME") -> object:
+def main(e: Evidence, column: str, method: str = "TIME") -> Any:
     """A column of Table 5.2 in miniature, on the fair classifier."""
     return e.value("time_main", column, classifier="smile-old", part="method", method=method)
 
@@ -124,7 +125,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Table 5.2, smile",
         "TIME's changes flip the classifier with fewer pixels than ACE's (higher COUT).",
         than("COUT", "cout", "ACE", "TIME"),
-        "ACE's changes are confined to a mask, and its classifier is surer of them: TIME stops as soon as the label flips, "
+        "ACE's changes are confined to a mask, and the classifier is surer of them: TIME stops as soon as the label flips, "
         "however unsure, and its autoencoder moves every pixel a little.",
     ),
     Claim(
