@@ -95,7 +95,7 @@ def tradeoff(
     ax.plot(*zip(*best), color=plots.BLUE, linestyle=":", linewidth=1.2, zorder=0) if best else None
     ax.plot([], [], "o", color=plots.BLUE, label="on the Pareto front" if front else "method")
     if front:
-        ax.plot([], [], "o", color=plots.BLUE, mfc="white", mew=1.6, label="beaten on both")
+        ax.plot([], [], "o", color=plots.BLUE, mfc="white", mew=1.6, label="beaten")
     if references:
         ax.plot([], [], "D", color="#999999", label="reference")
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -112,7 +112,8 @@ def _names(fig: Picture, ax: Any, spots: Mapping[str, tuple[float, float]]) -> N
     pixels = ax.transData.transform(list(spots.values()))
     taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in pixels]
     halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
-    for name, spot in spots.items():
+    for k, (name, spot) in enumerate(spots.items()):
+        others = [pixel for j, pixel in enumerate(pixels) if j != k]
         best, least = None, math.inf
         for reach in _REACHES:
             for angle in _ANGLES:
@@ -120,7 +121,7 @@ def _names(fig: Picture, ax: Any, spots: Mapping[str, tuple[float, float]]) -> N
                 text = _name(ax, name, spot, there, reach)
                 box = _extent(text, renderer)
                 cost = sum(_overlap(box, other) for other in taken) + 4 * _outside(box, frame) + 3 * reach
-                cost += 60 * sum(_away(box, other) < 14 for other in pixels) + (there[0] < 0)
+                cost += 60 * sum(_away(box, other) < 14 for other in others) + (there[0] < 0)
                 if cost < least:
                     best, least = (there, reach, box), cost
                 text.remove()
