@@ -51,7 +51,7 @@ from cfx_lib.bench import claims, leaderboard, results, scoreboard, shards
 from cfx_lib.bench.claims import smaller
 from cfx_lib.bench.contestants import Personas
 from cfx_lib.bench.scoreboard import Settings
-from cfx_lib.bench.verdicts import INCONCLUSIVE, NEEDS_GPU, NOT_REPRODUCED, REPRODUCED
+from cfx_lib.bench.verdicts import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
 from cfx_lib.learn import boards, exercise, hint, mode, plots, progress, say, show, solution, widgets  # noqa: F401
 from cfx_lib.learn.compare import less, only, stored
 from cfx_lib.metrics import Value
@@ -713,7 +713,7 @@ say(
 unfit = [c for c in choices if c["first"] not in [METHODS[k] for k in fit]]
 for c in unfit:
     flips = values[c["first"]]["semantic flip rate"]
-    say(f"Look twice at {c['reader']}: {c['first']} is first, and the oracle sees the wanted class on {flips} of the faces. Weights let a method *buy* one thing with another.")  # fmt: skip
+    say(f"Look twice at {c['reader']}: {c['first']} is first, and the oracle sees the wanted class on {boards.brief(flips)} of the faces. Weights let a method *buy* one thing with another.")  # fmt: skip
 
 # %% [markdown]
 # So weights are for what may be traded. What may not be traded is a **floor**: first strike out who does not reach it (last column), then weigh the rest.
@@ -819,7 +819,7 @@ if kept_claims:
 # ### Every claim, beside what it is compared with
 #
 # Each line below has a scale of its own (the numbers stand at its right): the measured value with its interval, and the value that it is compared with.
-# Where the two do not touch, there is a verdict (but for claims about single trainings, whose luck is in no interval). Claims of *equality* are reproduced where both are close enough to each other. Under each figure the claims in words fold out.
+# Where the two do not touch, a claim that one is larger has its verdict (unless it is about single trainings, whose luck is in no interval). Claims of *equality* are reproduced where both are surely close enough to each other. Under each figure the claims in words fold out.
 
 
 # %%
@@ -905,7 +905,7 @@ def facing(value, other):
 
 
 def halves(row):
-    """Effect, half-width (of both sides together), compared value and n of a line whose verdict hangs on intervals; None for others."""
+    """Effect, half-width (of both sides together), compared value and n of a line whose verdict is that of its intervals; None for others."""
     effect, against = row["effect"], row["against"]
     if (
         not isinstance(effect, Value)
@@ -915,6 +915,8 @@ def halves(row):
         or not ends(against)
     ):
         return None
+    if (row["verdict"] == INCONCLUSIVE) != (less(effect, against) == INCONCLUSIVE):
+        return None  # a claim of equality, or about single trainings
     both = facing(effect, float(against)) + facing(against, effect.mean)
     return effect.mean, both, float(against), row["n"]
 
@@ -931,8 +933,8 @@ if settle:
     results.show_table(settle[:8])
     folded(f"All {len(settle)}", settle)
     say(
-        f"{len(settle)} of {len(open_ones)} open claims have intervals to reckon with; the others compare single trainings, or nothing could be measured. For a claim of *equality* the number "
-        "is that of telling the two apart. *Images* are whatever was counted: faces, photographs, runs."
+        f"{len(settle)} of {len(open_ones)} open claims have intervals to reckon with; the others are about equality or single trainings, or nothing could be measured. (A claim of equality whose "
+        "intervals overlap is in the table, too; its number is that of telling the two apart.) *Images* are whatever was counted: faces, photographs, runs."
     )
 # does Eq. 9.6 keep its promise? Draw the mean of so many images often, and see how often its interval misses the compared value
 n_more = images_needed(0.3, 0.4, 0.0, 64, 0.8)
@@ -1052,10 +1054,8 @@ def holm(p, alpha):
 def luck(row):
     """(p-value of Eq. 9.7, chance of a verdict if there were no difference) of a line that compares intervals; None for others."""
     effect, against = row["effect"], row["against"]
-    if halves(row) is None or row["verdict"] == NEEDS_GPU:
+    if halves(row) is None:
         return None
-    if row["verdict"] == REPRODUCED and INCONCLUSIVE == less(effect, against) == less(against, effect):
-        return None  # a claim of equality
     a, b = facing(effect, float(against)) / 1.96, facing(against, effect.mean) / 1.96
     both = math.hypot(a, b)
     if both == 0:
@@ -1161,7 +1161,7 @@ results.show_table(
 )  # fmt: skip
 say(
     f"{int((crowned > 0).sum())} of {len(METHODS)} methods are first for some weights. Most often: {METHODS[int(crowned.argmax())]}, on whose pictures the oracle sees the wanted class in "
-    f"{values[METHODS[int(crowned.argmax())]]['semantic flip rate']}. Choose the weights, and the floors, *before* you see the table."
+    f"{boards.brief(values[METHODS[int(crowned.argmax())]]['semantic flip rate'])} of the cases. Choose the weights, and the floors, *before* you see the table."
 )
 
 # %% [markdown]
