@@ -39,7 +39,6 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -274,6 +273,13 @@ def ends(value):
     return (value, value)
 
 
+def facing(value, other):
+    """The half of a value's interval that faces another number; 0 for a plain number."""
+    if not isinstance(value, Value):
+        return 0.0
+    return value.mean - value.low if other < value.mean else value.high - value.mean
+
+
 apart = []
 for m in [m for m in PLACES if PLACES[m][0] != "cost"]:
     pairs = [(a, b) for k, a in enumerate(METHODS) for b in METHODS[k + 1 :]]
@@ -465,9 +471,9 @@ if scaling:
 #
 # 1. **Exactly**: FLOPs (both count the same two faces), and counts. If $k$ of the live faces flipped, and $K$ of all $N$, then
 #    $k \le K$ and $n - k \le N - K$.
-# 2. **Within chance**: a mean of $n$ faces out of $N$ differs from the mean of all by chance, with a standard deviation of
-#    $s\sqrt{1/n - 1/N}$ (the faces are part of the whole, so it vanishes for $n=N$). We allow what happens by chance in 1 of 1,000
-#    comparisons (Student's $t$).
+# 2. **Within chance**: a mean of $n$ faces out of $N$ differs from the mean of all by chance, but less than that of $n$ *other* faces: they are a part of
+#    the whole, so the half-width $h$ of the live interval shrinks by the factor $\sqrt{1 - n/N}$, to nothing for $n=N$. We allow what happens by chance in 1
+#    of 1,000 comparisons: with Student's $t$, $h\,\sqrt{1-n/N}\;t_{0.9995}/t_{0.975}$.
 
 # %%
 wide = {row["method"]: row for row in live.wide()}
@@ -484,8 +490,9 @@ for name in (board.labels[m] for m in AGAIN if m != "copy"):
             k, K = round(here.mean * here.n), round(there.mean * there.n)
             rule, fine = "counts fit", k <= K and here.n - k <= there.n - K
         else:
-            spread = float(np.nanstd(here.scores, ddof=1)) * math.sqrt(1 / here.n - 1 / there.n)
-            room = stats.t.ppf(0.9995, here.n - 1) * spread + 1e-4
+            student = stats.t(here.n - 1)
+            room = facing(here, there.mean) * math.sqrt(1 - here.n / there.n) * student.ppf(0.9995) / student.ppf(0.975)  # fmt: skip
+            room += 1e-5  # the stored means have five digits
             rule, fine = f"within {room:.2g}", abs(here.mean - there.mean) <= room
         agreement.append({"method": name, "measure": SHORT.get(m, m), "live": here, "stored": there, "rule": rule, "agrees": bool(fine)})  # fmt: skip
 results.show_table(agreement)
@@ -897,13 +904,6 @@ def images_needed(effect, half, against, n, power):
 
 
 # %%
-def facing(value, other):
-    """The half of a value's interval that faces another number; 0 for a plain number."""
-    if not isinstance(value, Value):
-        return 0.0
-    return value.mean - value.low if other < value.mean else value.high - value.mean
-
-
 def halves(row):
     """Effect, half-width (of both sides together), compared value and n of a line whose verdict is that of its intervals; None for others."""
     effect, against = row["effect"], row["against"]
