@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -15,12 +16,12 @@ from cfx_lib.bench import claims, claims_text, results
 from cfx_lib.bench.claims import Claim, Row
 
 EPILOG = """examples, all of which work offline:
-  %(prog)s                                   every claim, some tables made here on a few images: some minutes
-  %(prog)s --only dime                       the claims about DiME
-  %(prog)s --only ace.gd-steps,dime.theorem-1   two claims; --list has the names
-  %(prog)s --mode full                       every claim from the tables in data/results/; kept as claims.json
-  %(prog)s --mode full --again --only ace    the tables of ACE first, by their studies: hours
-  %(prog)s --show --markdown                 the ledger that is kept, as a table
+  %(prog)s                                       every claim, some tables made here on a few images: minutes
+  %(prog)s --only dime                           the claims about DiME
+  %(prog)s --only ace.gd-steps,dime.theorem-1    two claims; --list has the names
+  %(prog)s --mode full                           every claim from the tables in data/results/; kept as claims.json
+  %(prog)s --mode full --again --only ace        the tables of ACE first, by their studies: hours
+  %(prog)s --show --markdown                     the ledger that is kept, as a table
 A verdict follows from 95 %% intervals alone: reproduced where they are apart as the paper says, not reproduced where they
 are apart the other way round, else inconclusive: too few images here, or too small an effect, to tell. Tables that are made
 here are compared image by image, where two entries have the same images.
@@ -157,7 +158,8 @@ def _again(chosen: Sequence[Claim]) -> None:
         if study is None:
             print(f"note: {table} belongs to no study: `{results.command(table)}`", file=sys.stderr)
         else:
-            study.run([table], None, True)
+            with redirect_stdout(sys.stderr):  # the ledger alone is printed to stdout
+                study.run([table], None, True)
 
 
 def _study(table: str) -> Any:

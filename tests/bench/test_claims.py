@@ -229,6 +229,14 @@ def test_every_claim_has_a_name_of_its_own_a_place_and_a_sentence():
         assert claim.place and claim.says.endswith(".") and claim.says[0].isupper(), claim.name
 
 
+def test_the_shipped_ledger_holds_every_claim_and_is_small():
+    path = results.FOLDER / "claims.json"
+    if not path.exists():
+        pytest.skip("not made yet: " + results.command("claims"))
+    assert {row["name"] for row in claims.load().rows} == {claim.name for claim in claims.every()}
+    assert path.stat().st_size < 80_000
+
+
 def test_claims_by_paper_and_name():
     dime = claims.every(["dime"])
     assert claims.chosen(["dime"]) == dime and claims.chosen(None) == claims.every()

@@ -218,10 +218,13 @@ def test_a_full_disk_ends_with_1(capsys, monkeypatch):
 
 def test_again_makes_the_tables_by_their_studies(capsys, monkeypatch):
     asked = []
-    study = SimpleNamespace(TABLES={"toy_table": None}, run=lambda *given: asked.append(given))
+    study = SimpleNamespace(
+        TABLES={"toy_table": None}, run=lambda *given: print("a row") or asked.append(given)
+    )
     monkeypatch.setattr(claims_command, "import_module", lambda name: asked.append(name) or study)
-    code, _, err = run(capsys, "--mode", "full", "--again", "--quiet", "--only", "dime")
-    assert code == 0 and asked == ["cfx_lib.bench.toy_study", (["toy_table"], None, True)]
+    code, out, err = run(capsys, "--mode", "full", "--again", "--quiet", "--only", "dime", "--json")
+    assert code == 0 and len(json.loads(out)["claims"]) == 2 and "a row" in err
+    assert asked == ["cfx_lib.bench.toy_study", (["toy_table"], None, True)]
     assert "making 1 tables, which takes hours: toy_table" in err
     study.TABLES.clear()
     _, _, err = run(capsys, "--mode", "full", "--again", "--quiet", "--only", "dime")

@@ -152,7 +152,7 @@ STAGES = (
 MEASURES = (
     Claim(
         "ace.fid-copy",
-        "Sect. 4.4.1",
+        "Sect. 4.4.1 (a copy as the extreme case: ours)",
         "FID favours untouched pixels: a copy of the inputs has a lower FID than as many faces of other people, which are as real.",
         lower(
             "FID, copies against other faces", METHODS, "fid", _of("copy of the input"), _of("another face")
@@ -160,7 +160,7 @@ MEASURES = (
     ),
     Claim(
         "ace.sfid-copy",
-        "Sect. 4.4.1",
+        "Sect. 4.4.1 (a copy as the extreme case: ours)",
         "Splitting the set removes that bias: a copy's lead over faces of other people is smaller in split FID than in FID.",
         _split,
     ),

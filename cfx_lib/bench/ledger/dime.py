@@ -108,7 +108,7 @@ SPEED = (
         "Table 3.5",
         "Fewer steps flip fewer faces: 25 against 200, started at the same share of the chain.",
         lower("flip rate, 25 against 200 steps", "dime_steps", "flip_rate", {"steps": 25}, {"steps": 200}),
-        "The direction is the thesis's, but the full chain at 200 steps is dear and the faces are few.",
+        "The direction is the thesis's, but the full chain with many steps takes long, so the faces are few.",
     ),
     Claim(
         "dime.halving-time",

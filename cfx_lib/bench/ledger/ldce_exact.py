@@ -150,12 +150,12 @@ def same_answers(n: int = FACES) -> metrics.Value:
 # ------------------------------------------------------------------------------------------------ the claims
 
 
-def _computed(what: str, error: str, tolerance: float) -> Callable[[Evidence], Finding]:
-    """A check that computes the error of this name, a function of this module."""
+def _computed(what: str, error: Callable[[], float], tolerance: float) -> Callable[[Evidence], Finding]:
+    """A check that computes this error."""
 
     def check(evidence: Evidence) -> Finding:
         evidence.computed()
-        return exact(what, globals()[error](), tolerance)
+        return exact(what, error(), tolerance)
 
     return check
 
@@ -176,34 +176,34 @@ EXACT: tuple[Claim, ...] = (
         "Sect. 3.2, Eqs. 10 and 11",
         "The consensus keeps the classifier's score in each patch whose angle to the implicit classifier's is at most γ, and "
         "puts zeros elsewhere.",
-        _computed("largest difference to the rule applied patch by patch", "consensus_error", 0.0),
+        _computed("largest difference to the rule applied patch by patch", consensus_error, 0.0),
     ),
     Claim(
         "ldce.zeros-keep-the-model-out",
         "Sect. 3.2",
         "With zeros as overwrite value only the classifier guides: what is left after the consensus is its own score, "
         "whatever the implicit classifier says, which can only veto.",
-        _computed("largest part that is not the classifier's own", "foreign_share", 0.0),
+        _computed("largest part that is not the classifier's own", foreign_share, 0.0),
     ),
     Claim(
         "ldce.ddim-step",
         "Sect. 2.1, Eqs. 2 and 5",
         "A DDIM step leads from one noise level to another with the same clean image and the same noise, where the predicted "
         "noise is the true one.",
-        _computed("largest difference to the state at the next level", "ddim_error", 1e-9),
+        _computed("largest difference to the state at the next level", ddim_error, 1e-9),
     ),
     Claim(
         "ldce.cout",
         "App. D, Eqs. 15 and 16",
         "COUT is the area under the curve of the wanted class less that of the factual class while the most changed pixels are "
         "inserted first, and lies between -1 and 1.",
-        _computed("largest difference to the sum over the steps", "cout_error", 1e-6),
+        _computed("largest difference to the sum over the steps", cout_error, 1e-6),
     ),
     Claim(
         "ldce.sampler-deterministic",
         "App. G",
         "The sampler is deterministic: once the noise of the abduction is drawn, the counterfactual is decided.",
-        _computed("largest difference of two runs with the same first noise", "sampling_spread", 0.0),
+        _computed("largest difference of two runs with the same first noise", sampling_spread, 0.0),
     ),
     Claim(
         "ldce.s3-and-flips-in-table-2",
