@@ -3,7 +3,7 @@
 import pytest
 
 from cfx_lib.bench.verdicts import INCONCLUSIVE, NEEDS_GPU, NOT_REPRODUCED, REPRODUCED
-from cfx_lib.learn import boards
+from cfx_lib.learn import boards, labels
 from cfx_lib.metrics import Value
 
 
@@ -40,8 +40,8 @@ def test_a_trade_off_names_every_method_once_and_keeps_names_apart():
     points = {f"method {k}": (value(0.01 * k, 0.001), value(0.5)) for k in range(6)}
     figure = boards.tradeoff(points, xlabel="x", ylabel="y", front=("method 0",), references=("method 5",))
     assert sorted(texts(figure)) == sorted(points)
-    boxes = [boards._extent(text, figure.canvas.get_renderer()) for text in figure.axes[0].texts]
-    assert not any(boards._overlap(a, b) for k, a in enumerate(boxes) for b in boxes[:k])
+    boxes = [labels.extent(text, figure.canvas.get_renderer()) for text in figure.axes[0].texts]
+    assert not any(labels.overlap(a, b) for k, a in enumerate(boxes) for b in boxes[:k])
 
 
 def test_a_heat_map_leaves_missing_numbers_blank():
