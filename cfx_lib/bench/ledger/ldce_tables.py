@@ -155,7 +155,8 @@ TABLE_2: tuple[Claim, ...] = (
     Claim(
         "ldce.flips-over-ace",
         "Table 2",
-        "LDCE-txt flips more images than ACE (in five of the six comparisons there, with one tie), on a classifier that was trained with noise.",
+        "LDCE-txt flips more images than ACE (in five of the six comparisons there, with one tie), on a classifier that was "
+        "trained with noise.",
         _gap(smaller, "flip_rate", "ACE"),
         "ACE flips every image of this classifier, so that LDCE-txt cannot flip more.",
     ),
