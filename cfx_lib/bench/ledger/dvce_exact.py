@@ -199,7 +199,7 @@ EXACT: tuple[Claim, ...] = (
         "dvce.cone-nearest",
         "Sect. 3.2",
         "The formula projects the robust gradient onto the cone around the explained network's: it gives the nearest point "
-        "of the cone (here for gradients at most 90° plus the cone's angle apart, a bound that the paper does not set).",
+        "of the cone (here: for gradients at most 90° plus the cone's angle apart, a bound that the paper does not set).",
         _computed("largest distance to the nearest point of the cone", cone_error, 1e-9, PAIRS),
     ),
     Claim(

@@ -115,14 +115,14 @@ CONSENSUS: tuple[Claim, ...] = (
     Claim(
         "ldce.strict-costs-flips",
         "Sect. 4 (implementation details)",
-        "The threshold γ trades validity for closeness (here: a strict one, 30°, flips fewer images than no consensus).",
+        "The threshold γ controls the trade-off of validity and closeness (here: 30° flips fewer images than no consensus).",
         _strict,
         "Most images flip at any threshold here, and the faces are few.",
     ),
     Claim(
         "ldce.strict-closer",
         "Sect. 4 (implementation details)",
-        "The threshold γ trades validity for closeness (here: a strict one, 30°, changes the image less than no consensus, in "
+        "The threshold γ controls the trade-off of validity and closeness (here: 30° changes the image less than no consensus, in "
         "the l1 norm).",
         _strict_closer,
         FEW,
