@@ -156,7 +156,7 @@ def _images(*values: Value | float | None) -> int | None:
 class Claim:
     """A claim of a paper: a short name ("dime.flips"), the place in the paper, what it says in our words, and its check.
 
-    What stands in brackets after "here:" is not the paper's but ours: how it is measured, a bound, a margin.
+    What stands in brackets after "here" is not the paper's but ours: how it is measured, a bound, a margin.
     discussion: why it may come out otherwise here, said beside every verdict but "reproduced"; without figures.
     """
 
