@@ -61,9 +61,21 @@ def test_a_verdict_is_one_of_four():
 
 def test_all_of_says_what_speaks_most_against():
     yes, no, open_ = (Finding(v, v) for v in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE))
-    assert claims.all_of(yes, open_, no) is no
-    assert claims.all_of(yes, open_) is open_
+    assert claims.all_of(yes, open_, no) == Finding(NOT_REPRODUCED, f"{no.what} (1 of 3 comparisons hold)")
+    assert claims.all_of(yes, open_).verdict == INCONCLUSIVE
+    assert claims.all_of(yes, yes).what == f"{yes.what} (2 of 2 comparisons hold)"
     assert claims.all_of(yes) is yes
+
+
+def test_values_of_the_same_images_show_the_difference_that_decides():
+    scores = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.5, 0.4])
+    a, b = average(scores), average(scores + torch.tensor([0.10, 0.11, 0.12, 0.10, 0.09, 0.11]))
+    assert a.high > b.low  # apart from each other the two intervals tell nothing
+    found = claims.smaller("size", a, b)
+    assert (found.verdict, found.against, found.n) == (REPRODUCED, 0.0, 6)
+    assert found.what == "size, difference image by image" and found.effect.mean == pytest.approx(-0.105)
+    assert claims.larger("size", b, a).verdict == REPRODUCED
+    assert claims.larger("size", a, b).verdict == NOT_REPRODUCED
 
 
 # ------------------------------------------------------------------------------------------------ evidence
