@@ -1093,7 +1093,8 @@ if family:
 #
 # ## 9 · What a faster setting costs
 #
-# Half precision (`bf16`) and compiling make explanations faster, and change them a little. Speed is only worth reporting together with what it changes:
+# Half precision (`bf16`) and compiling are there to make explanations faster. Whether they do depends on the processor, the batch and the number of cores, and both change the pictures.
+# Speed is only worth reporting together with what it changes:
 
 # %%
 precision = stored("bench-precision")
@@ -1106,6 +1107,9 @@ if precision:
     ]
     if gains:
         display(plots.interval_bars(gains, xlabel=f"times as fast as {precision[0]['setting']}", title="What a setting buys", measured="stored"))  # fmt: skip
+        quicker = sum(less(1.0, gain) == REPRODUCED for _, _, gain in gains)
+        slower = sum(less(gain, 1.0) == REPRODUCED for _, _, gain in gains)
+        say(f"Of {len(gains)} settings {quicker} are surely faster than {precision[0]['setting']} here and {slower} surely slower.")
     changed = [row for row in precision if isinstance(row.get("largest difference"), float)]
     worst = max(changed, key=lambda row: row["largest difference"], default=None)
     if worst:
