@@ -99,7 +99,7 @@ METRICS = (
     Claim(
         "dime.cd",
         "Sect. 3.4.5, principle (i) (rendered explanations: ours)",
-        "CD amends that: it is smaller for explanations that reveal a spurious correlation than for those that hide it.",
+        "CD amends this failure of MNAC: it is smaller for explanations that reveal a spurious correlation than for those that hide it.",
         _cd,
     ),
     Claim(

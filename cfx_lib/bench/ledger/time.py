@@ -143,7 +143,7 @@ COST = (
     Claim(
         "time.operations-ace",
         "Sect. 5.4.1",
-        "TIME takes fewer operations an explanation than ACE, even in its worst case (every attempt; the thesis: one with tau = 35).",
+        "TIME takes fewer operations an explanation than ACE, even in its worst case (here every attempt; the thesis takes tau = 35).",
         cost("10^9 operations", "gflops", WORST["TIME"], WORST["ACE"]),
     ),
     Claim(
@@ -155,7 +155,7 @@ COST = (
     Claim(
         "time.seconds-ace",
         "Sect. 5.4.1",
-        "TIME takes less time an explanation than ACE, even in its worst case (every attempt; the thesis: one with tau = 35; one run, "
+        "TIME takes less time an explanation than ACE, even in its worst case (here every attempt; the thesis takes tau = 35; one run, "
         "no interval).",
         cost("seconds", "seconds", WORST["TIME"], WORST["ACE"]),
     ),

@@ -73,7 +73,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "time.flips-more-than-ace",
         "Table 5.2, smile",
-        "TIME flips more faces than ACE (the chapter's epilogue says the opposite, of all data sets together).",
+        "TIME flips more faces than ACE (that table's smile alone: the chapter's epilogue says the opposite, without a table).",
         against("flip rate", "flip_rate", "ACE"),
         CEILING,
     ),
