@@ -6,7 +6,7 @@ python -m cfx_lib.bench inner --images 64    more faces for the comparison of th
 python -m cfx_lib.bench precision            seconds in fp32, in bf16 and compiled, and what they change
 python -m cfx_lib.bench scaling              the leaderboard's shards with one local worker and with two
 python -m cfx_lib.bench --save               also keep each table as data/results/bench-NAME.json
-python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, hit, ldce, metrics, time)
+python -m cfx_lib.bench study ace            the tables that notebook 03 shows in full mode (also: dime, dvce, hit, ldce, metrics, own, time)
 python -m cfx_lib.bench evaluate FOLDER      every metric for explanations that CFResult.save wrote
 python -m cfx_lib.bench run --methods all    the leaderboard: all methods on the same images, in shards
 python -m cfx_lib.bench claims               the claims of the papers, checked: which are reproduced here
@@ -31,8 +31,8 @@ PARTS = {
 }
 
 
-COMMANDS = ("study", "evaluate", "run")
-STUDIES = ("ace", "dime", "dvce", "hit", "ldce", "metrics", "time")
+COMMANDS = ("study", "evaluate", "run", "claims")
+STUDIES = ("ace", "dime", "dvce", "hit", "ldce", "metrics", "own", "time")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -38,6 +38,7 @@ from cfx_lib.bench.verdicts import (
     holds,
     less,
     near,
+    paired,
 )
 from cfx_lib.metrics import Value
 
@@ -73,6 +74,7 @@ TITLES = {  # where a paper's places are to be looked up
 }
 MODES = ("fast", "full")
 NAME = "claims"
+UNCHECKED = "could not be checked"
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,19 @@ class Finding:
 
 
 def smaller(what: str, a: Value | float | None, b: Value | float | None) -> Finding:
-    """The claim a < b; `what` says what a and b are. A number is its own interval. A paired difference: `smaller(what, gap, 0.0)`."""
+    """The claim a < b; `what` says what a and b are. A number is its own interval. A paired difference: `smaller(what, gap, 0.0)`.
+
+    Where both carry the scores of the same images, their difference image by image decides, and is what is shown.
+    """
+    if (gap := paired(a, b)) is not None:
+        return smaller(f"{what}, difference image by image", gap, 0.0)
     return Finding(less(a, b), what, a, b, n=_images(a, b))
 
 
 def larger(what: str, a: Value | float | None, b: Value | float | None) -> Finding:
-    """The claim a > b, with a shown first."""
+    """The claim a > b, with a shown first; pairs as in `smaller`."""
+    if (gap := paired(a, b)) is not None:
+        return larger(f"{what}, difference image by image", gap, 0.0)
     return Finding(less(b, a), what, a, b, n=_images(a, b))
 
 
@@ -126,10 +135,17 @@ def needs_gpu(what: str) -> Finding:
 
 
 def all_of(*found: Finding) -> Finding:
-    """The claim that all of these hold: the finding that says most against it, the first of those that say as much."""
-    return min(
+    """The claim that all of these hold: the finding that says most against it, the first of those that say as much.
+
+    Of several it also says how many hold.
+    """
+    worst = min(
         found, key=lambda one: (NOT_REPRODUCED, NEEDS_GPU, INCONCLUSIVE, REPRODUCED).index(one.verdict)
     )
+    if len(found) == 1:
+        return worst
+    hold = sum(one.verdict == REPRODUCED for one in found)
+    return replace(worst, what=f"{worst.what} ({hold} of {len(found)} comparisons hold)")
 
 
 def _images(*values: Value | float | None) -> int | None:
@@ -140,6 +156,7 @@ def _images(*values: Value | float | None) -> int | None:
 class Claim:
     """A claim of a paper: a short name ("dime.flips"), the place in the paper, what it says in our words, and its check.
 
+    What stands in brackets after "here" is not the paper's but ours: how it is measured, a bound, a margin.
     discussion: why it may come out otherwise here, said beside every verdict but "reproduced"; without figures.
     """
 
@@ -210,7 +227,7 @@ def line(claim: Claim, evidence: Evidence) -> dict[str, Any]:
         found = claim.check(evidence)
     except Exception as raised:  # one broken check must not hide the others
         error = f"{type(raised).__name__}: {raised}"
-        found = Finding(INCONCLUSIVE, "could not be checked")
+        found = Finding(INCONCLUSIVE, UNCHECKED)
     seconds = time.perf_counter() - began
     row = {name: getattr(claim, name) for name in ("name", "place", "says")}
     row |= {name: getattr(found, name) for name in ("verdict", "what", "effect", "against", "n")}

@@ -24,7 +24,8 @@ EPILOG = """examples, all of which work offline:
   %(prog)s --show --markdown                     the ledger that is kept, as a table
 A verdict follows from 95 %% intervals alone: reproduced where they are apart as the paper says, not reproduced where they
 are apart the other way round, else inconclusive: too few images here, or too small an effect, to tell. Tables that are made
-here are compared image by image, where two entries have the same images.
+here are compared image by image, where two entries have the same images. What a claim says in brackets after "here" is
+not the paper's but ours: how it is measured, a bound, a margin.
 exit codes: 0 checked, whatever the verdicts; 1 a check failed with an error; 2 bad input"""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cfx_lib.bench import claims, results
 from cfx_lib.bench.claims import Row
-from cfx_lib.bench.verdicts import NEEDS_GPU, REPRODUCED, VERDICTS
+from cfx_lib.bench.verdicts import REPRODUCED, VERDICTS
 from cfx_lib.metrics import Value
 
 __all__ = ["as_json", "as_markdown", "block", "measured", "summary", "wrapped"]
@@ -18,11 +18,10 @@ WIDTH = 110
 
 def block(row: Row, discussion: str = "", kept: Row | None = None) -> str:
     """A line of the ledger as a block of text. `kept`: the line of the kept ledger, whose verdict is put beside."""
-    paper = row["name"].split(".")[0]
     parts = [f"{row['name']}: {row['verdict'].upper()}"]
     if kept is not None:
         parts[0] += f" (full ledger: {kept['verdict']})"
-    parts += wrapped(row["says"]) + [f"  {claims.TITLES.get(paper, paper)}, {row['place']}"]
+    parts += wrapped(row["says"]) + [f"  {_where(row)}"]
     parts += wrapped(f"measured: {measured(row)}")
     parts += wrapped("; ".join(part for part in (row["source"], _seconds(row)) if part))
     if "error" in row:
@@ -30,6 +29,15 @@ def block(row: Row, discussion: str = "", kept: Row | None = None) -> str:
     if discussion and row["verdict"] != REPRODUCED:
         parts += wrapped(f"discussion: {discussion}")
     return "\n".join(parts)
+
+
+def _where(row: Row) -> str:
+    """The paper's title and the place; "LDCE, Table 1" is a place in another paper than the claim is about."""
+    paper, place = row["name"].split(".")[0], row["place"]
+    other, _, rest = place.partition(", ")
+    if other.lower() in claims.TITLES:
+        paper, place = other.lower(), rest
+    return f"{claims.TITLES.get(paper, paper)}, {place}"
 
 
 def wrapped(text: str) -> list[str]:
@@ -45,7 +53,7 @@ def measured(row: Row) -> str:
     """ "flip rate of DiME 100.0 % [94.3, 100.0] (n=64); compared with 90 %"."""
     effect, against = row["effect"], row["against"]
     if effect is None:
-        return f"nothing ({row['what']})" if row["verdict"] == NEEDS_GPU else row["what"]
+        return row["what"] if row["what"] == claims.UNCHECKED else f"nothing ({row['what']})"
     text = f"{row['what']}: {_number(effect, against)}"
     if against is not None:
         text += f"; compared with {_number(against, effect)}"

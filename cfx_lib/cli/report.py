@@ -16,7 +16,7 @@ from cfx_lib.cli.inputs import Images
 from cfx_lib.types import CFResult
 from cfx_lib.zoo.files import write_json
 
-__all__ = ["as_text", "write"]
+__all__ = ["as_text", "settings", "write"]
 
 
 def write(
@@ -38,7 +38,7 @@ def write(
         row["pictures"] = pictures.save(out, name, result.x[k], result.x_cf[k], captions)
         rows.append(row)
     facts = named | {
-        "settings": _settings(explainer),
+        "settings": settings(explainer),
         "seed": options.seed,
         "device": options.device,
         "dtype": options.dtype,
@@ -117,7 +117,7 @@ def _said(answers: list[dict[str, Any]]) -> str:
     return answers[0]["name"].split(",")[0] + ("" if chance is None else f" {chance:.2f}")
 
 
-def _settings(explainer: Any) -> dict[str, Any]:
+def settings(explainer: Any) -> dict[str, Any]:
     """The settings of the method that are numbers, words, or None; others as text."""
     plain = (bool, int, float, str, type(None))
     values = {f.name: getattr(explainer, f.name) for f in fields(explainer) if f.name not in NETWORKS}

@@ -261,3 +261,12 @@ def test_a_number_takes_the_unit_of_what_stands_beside_it():
     assert claims_text.measured(row) == "gap: -20.0 points [-30.0, -10.0] (n=8); compared with 0 points"
     row |= {"effect": None, "what": "could not be checked", "against": None}
     assert claims_text.measured(row) == "could not be checked"
+    row |= {"what": "error of the sum", "against": 1e-9}
+    assert claims_text.measured(row) == "nothing (error of the sum)"
+
+
+def test_a_place_in_another_paper_is_shown_as_such():
+    row = {"name": "dvce.toy", "place": "LDCE, App. A", "says": "A.", "verdict": "reproduced"}
+    row |= {"what": "a", "effect": 1.0, "against": None, "n": None, "source": ""}
+    assert "\n  LDCE (Farid et al., 2023), App. A\n" in claims_text.block(row)
+    assert "\n  DVCE (Augustin et al., 2022), Eq. 8\n" in claims_text.block(row | {"place": "Eq. 8"})

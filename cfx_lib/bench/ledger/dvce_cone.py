@@ -53,7 +53,10 @@ def _confirmed(attribute: str) -> Callable[[Evidence], Finding]:
         about = {"classifier": "brittle", "attribute": attribute}
         rows = [about | {"method": method} for method in ("DVCE", "DVCE, no cone")]
         rates = evidence.values("dvce_personas", "semantic_flip_rate", *rows)
-        return larger(f"flips that the oracle confirms, {attribute}: with the cone, against without", *rates)
+        return larger(
+            f"share of faces whose flip the oracle confirms, {attribute}: with the cone, against without",
+            *rates,
+        )
 
     return check
 
@@ -67,58 +70,57 @@ CONE: tuple[Claim, ...] = (
     Claim(
         "dvce.no-cone-changes-less",
         "Sect. 3.2, Fig. 3",
-        "An ordinary network that guides alone changes the image less than it does through the cone around a robust network.",
+        "Guided by an ordinary network alone, the image changes less than with a robust network's gradient projected onto the "
+        "cone around the ordinary one's.",
         _both(_less_change),
         ONE_TRAINING,
     ),
     Claim(
         "dvce.no-cone-hardly-any-change",
         "Sect. 3.2, Fig. 3",
-        "An ordinary network that guides alone generates hardly any change: less than a quarter of what guidance does with "
-        "the cone.",
+        "Guidance by an ordinary network alone generates hardly any change (here: less than a quarter of what guidance does "
+        "with the cone).",
         _both(_hardly_any),
-        "Guidance has the same length with and without the cone, and the denoiser, which was trained on a narrow world, turns "
-        "nearly any push into a change of the garment. The paper shows pictures and no measure; the quarter is ours.",
+        "Guidance has the same length with and without the cone, and the denoiser was trained on a narrow world, which may "
+        "turn nearly any push into a change of the garment. The paper shows pictures and no measure; the quarter is ours.",
     ),
     Claim(
         "dvce.no-cone-unconfirmed-resnet",
         "Sect. 3.2, Fig. 3",
-        "Without the cone the images are like adversarial examples: fewer of those made for the ResNet convince a second "
-        "network than with the cone.",
+        "Without the cone the images are like adversarial examples (here: fewer of those made for the ResNet convince a "
+        "second network than with the cone).",
         _unconfirmed(RESNET),
         FEW,
     ),
     Claim(
         "dvce.no-cone-unconfirmed-convnext",
         "Sect. 3.2, Fig. 3",
-        "Without the cone the images are like adversarial examples: fewer of those made for the ConvNeXt convince a second "
-        "network than with the cone.",
+        "Without the cone the images are like adversarial examples (here: fewer of those made for the ConvNeXt convince a "
+        "second network than with the cone).",
         _unconfirmed(CONVNEXT),
-        "The denoiser alone hides most of what is adversarial: without the cone nearly all of these images convince the "
-        "second network, too, which leaves nothing to gain.",
+        "Without the cone nearly all of these images convince the second network, too, which leaves little to gain.",
     ),
     Claim(
         "dvce.cone-confirmed-smile",
         "Sect. 3.2",
-        "The cone makes changes meaningful: of a brittle network of smiles the oracle confirms more flips with the cone than "
-        "without it.",
+        "The cone makes the changes semantically meaningful (here: an oracle confirms flips of a brittle network of smiles on "
+        "more faces with the cone than without it).",
         _confirmed("smile"),
-        "Nearly all flips are confirmed without the cone already, since the denoiser hides the few pixels that the network "
-        "hangs on.",
+        "Nearly all faces flip without the cone already, and the oracle confirms these flips, which leaves little to gain.",
     ),
     Claim(
         "dvce.cone-confirmed-age",
         "Sect. 3.2",
-        "The cone makes changes meaningful: of a brittle network of ages the oracle confirms more flips with the cone than "
-        "without it.",
+        "The cone makes the changes semantically meaningful (here: an oracle confirms flips of a brittle network of ages on "
+        "more faces with the cone than without it).",
         _confirmed("old"),
         ONE_TRAINING,
     ),
     Claim(
         "dvce.flips",
         "LDCE, Table 1",
-        "DVCE with the cone flips nearly all images of an ordinary network (99.56 % there): at least 90 % of both networks' "
-        "here.",
+        "DVCE with the cone flips nearly all images of an ordinary network (99.56 % in the paper; here: more than 90 % for each "
+        "of two networks).",
         _both(_flips),
         ONE_TRAINING,
     ),
@@ -147,43 +149,43 @@ def _robust_decides(evidence: Evidence, name: str) -> Finding:
 
 def _faster_than_ace(evidence: Evidence) -> Finding:
     seconds = evidence.values("dvce_cost", "seconds", {"method": "DVCE"}, {"method": "ACE"})
-    return smaller("seconds an explanation: DVCE, against ACE", *seconds)
+    return smaller("seconds an explanation (n: timed batches): DVCE, against ACE", *seconds)
 
 
 FAR_APART = (
-    "The images have far fewer values than the paper's, and both gradients pass through the same denoiser, which brings them "
-    "together at the noisy steps. On faces, which have more values, the angles are wider."
+    "The images have far fewer values than the paper's. The angles are smaller at the noisy steps than at the later ones; both "
+    "gradients pass through the same denoiser. On faces, which have more values, the angles are wider."
 )
 CRITICISM: tuple[Claim, ...] = (
     Claim(
         "dvce.angles-beyond-60",
         "LDCE, App. A (Fig. 6)",
-        "About 97.73 % of the pairs of gradients, of the explained and of the robust network, lie more than 60° apart (here "
-        "within 5 points of that).",
+        "The gradients of the explained and of the robust network lie more than 60° apart in about 97.73 % of all pairs "
+        "(here: within 5 points of that).",
         _both(_beyond_60),
         FAR_APART,
     ),
     Claim(
         "dvce.angles-orthogonal",
         "LDCE, App. A",
-        "The gradients of the explained and of the robust network are as orthogonal as random directions: 90° apart on "
-        "average (here within 2°).",
+        "The gradients of the explained and of the robust network are nearly orthogonal, as random directions are (here: on "
+        "average within 2° of 90°).",
         _both(_right_angle),
         FAR_APART,
     ),
     Claim(
         "dvce.robust-decides",
         "LDCE, App. A (Fig. 7)",
-        "The robust network shapes the counterfactual more than the explained one: what guidance does with the cone is more "
-        "like what the robust network does alone than like what the explained one does alone.",
+        "The robust network shapes the counterfactual, and the explained one has a limited effect (here: what guidance does "
+        "with the cone is more like what the robust network does alone than like what the explained one does alone).",
         _both(_robust_decides),
-        "Both networks are of the same classes and want much the same of these images, and few photographs were explained. "
-        "At most steps the cone leaves the explained network the greater say.",
+        "Few photographs were explained. At most steps the two gradients lie more than 60° apart, so that their projection is "
+        "nearer to the explained network's gradient than to the robust one's.",
     ),
     Claim(
         "dvce.faster-than-ace",
         "LDCE, Sect. 4.2",
-        "DVCE, which takes one guided chain, explains an image in less time than ACE.",
+        "DVCE, with one guided chain for an image, explains it in less time than ACE.",
         _faster_than_ace,
         "Seconds of small networks on one machine.",
     ),

@@ -184,33 +184,32 @@ def _computed(
 EXACT: tuple[Claim, ...] = (
     Claim(
         "dvce.clean-estimate",
-        "Eq. 8",
-        "The mapping f_dn recovers the clean image from a noisy one, where the network's noise is the true noise.",
+        "Sect. 2.1, Eq. 8",
+        "The mapping f_dn estimates the clean image from a noisy one: where the network's noise is the true one, it is exact.",
         _computed("largest error of f_dn, true noise given", clean_estimate, 1e-9),
     ),
     Claim(
         "dvce.reverse-mean",
-        "Eq. 6",
-        "The mean of a reverse step that follows from the clean estimate by Bayes' theorem is the one that is written "
-        "with the predicted noise.",
+        "Sect. 2, Eq. 6",
+        "The mean of a reverse step, derived by Bayes' theorem, can be written with the predicted noise: it is the mean "
+        "that follows from the clean estimate.",
         _computed("largest difference of the two means", reverse_mean, 1e-9),
     ),
     Claim(
         "dvce.cone-nearest",
         "Sect. 3.2",
-        "The formula of the cone gives the point of the cone that is nearest to the robust gradient, for gradients that "
-        "lie at most 90° plus the cone's angle apart.",
+        "The formula projects the robust gradient onto the cone around the explained network's: it gives the nearest point "
+        "of the cone (here: for gradients at most 90° plus the cone's angle apart, a bound that the paper does not set).",
         _computed("largest distance to the nearest point of the cone", cone_error, 1e-9, PAIRS),
     ),
     Claim(
         "dvce.cone-ascent",
         "Sect. 3.2",
-        "The projected gradient always is an ascent direction for the explained network: never at more than 90° to its "
-        "gradient.",
+        "The projected gradient is always an ascent direction for the explained network: at less than 90° to its gradient.",
         _ascent,
         "Where the two gradients lie further apart than 90° plus the cone's angle, the formula returns a negative multiple "
-        "of a direction in the cone and so points away from it. Such pairs do occur along explanations. The library "
-        "follows the paper, and turns the sign with ascend=True.",
+        "of a direction in the cone and so points away from it. A few such pairs do occur along explanations of faces and of "
+        "clothes. The library follows the paper, and turns the sign with ascend=True.",
     ),
     Claim(
         "dvce.guidance-length",
@@ -223,15 +222,15 @@ EXACT: tuple[Claim, ...] = (
     Claim(
         "dvce.random-orthogonal",
         "LDCE, App. A (footnote 1)",
-        "Two random directions with as many values as an image of 256x256 pixels are nearly at right angles: all of "
-        "those drawn lie within one degree of 90°.",
+        "Two random directions with as many values as an image of 256x256 pixels are nearly orthogonal with high probability "
+        "(here: all pairs that are drawn lie within one degree of 90°).",
         _computed("largest distance from 90°, in degrees", orthogonality, 1.0, 32),
     ),
     Claim(
         "dvce.robust-semantic",
         "Sect. 3.2",
-        "The gradients of a robust network are semantically more meaningful than those of two ordinary ones: asked about a "
-        "smile, more of them lies on the mouth.",
+        "The gradients of a robust network are semantically more meaningful than those of ordinary ones (here: asked about a "
+        "smile, a larger share of its gradient than of those of two ordinary networks lies on the mouth).",
         _semantic,
         "One face attribute, one region and one training of each network; where a gradient lies is not all that the word "
         "semantic means.",
@@ -239,8 +238,8 @@ EXACT: tuple[Claim, ...] = (
     Claim(
         "dvce.crossover-fid",
         "Sect. 4.1, App. E",
-        "The cross-over FID does not reward a method that changes nothing: copies of the input have a higher one than images "
-        "in which only what was asked for is changed.",
+        "The cross-over FID, unlike the FID, does not reward a method that changes nothing (here: copies of the input have a "
+        "higher one than images in which only what was asked for is changed).",
         _crossover,
         "Few images, so the interval is wide.",
     ),

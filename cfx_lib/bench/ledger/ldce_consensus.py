@@ -14,7 +14,9 @@ def _direct(classifier: str) -> Callable[[Evidence], Finding]:
     def check(evidence: Evidence) -> Finding:
         about = {"classifier": classifier, "method": "descent"}
         rate = evidence.value("ldce_direct", "semantic_flip_rate", **about)
-        return smaller(f"flips of the gradient alone that the oracle confirms, {classifier}", rate, 0.5)
+        return smaller(
+            f"share of faces whose flip by the gradient alone the oracle confirms, {classifier}", rate, 0.5
+        )
 
     return check
 
@@ -57,71 +59,71 @@ CONSENSUS: tuple[Claim, ...] = (
     Claim(
         "ldce.gradient-alone-adversarial",
         "Sect. 3.1",
-        "The classifier's gradient alone, straight in the latent space, makes adversarial changes: an oracle confirms fewer "
-        "than half of its flips of a classifier that was trained with noise.",
+        "The classifier's gradient alone, straight in the latent space, makes adversarial changes only (here: of a classifier "
+        "that was trained with noise an oracle confirms flips on fewer than half of the faces).",
         _direct("smile-old"),
         FEW,
     ),
     Claim(
         "ldce.gradient-alone-adversarial-brittle",
         "Sect. 3.1",
-        "The classifier's gradient alone, straight in the latent space, makes adversarial changes: an oracle confirms fewer "
-        "than half of its flips of a brittle classifier.",
+        "The classifier's gradient alone, straight in the latent space, makes adversarial changes only (here: of a brittle "
+        "classifier an oracle confirms flips on fewer than half of the faces).",
         _direct("brittle"),
         FEW,
     ),
     Claim(
         "ldce.diffusion-means-more",
         "Sect. 3.1",
-        "A diffusion model on the latents makes the changes mean more than the gradient alone: the oracle confirms more flips, "
-        "on a classifier that was trained with noise.",
+        "A diffusion model on the latents makes semantically more meaningful changes than the gradient alone (here: an oracle "
+        "confirms more flips, on a classifier that was trained with noise).",
         _diffusion("smile-old"),
         FEW,
     ),
     Claim(
         "ldce.diffusion-means-more-brittle",
         "Sect. 3.1",
-        "A diffusion model on the latents makes the changes mean more than the gradient alone: the oracle confirms more flips, "
-        "on a brittle classifier.",
+        "A diffusion model on the latents makes semantically more meaningful changes than the gradient alone (here: an oracle "
+        "confirms more flips, on a brittle classifier).",
         _diffusion("brittle"),
         FEW,
     ),
     Claim(
         "ldce.consensus-means-more",
         "Sect. 3.2",
-        "The consensus makes changes semantically meaningful: an oracle confirms more flips with it than without it, on a "
-        "classifier that was trained with noise.",
+        "The consensus makes changes semantically more meaningful (here: an oracle confirms more flips with it than without "
+        "it, on a classifier that was trained with noise).",
         _meaning("smile-old"),
-        "Every flip of this classifier is confirmed with and without the consensus: its gradients are meaningful already, and "
-        "there is nothing to filter.",
+        "Every flip of this classifier is confirmed with and without the consensus, so that there is nothing to gain.",
     ),
     Claim(
         "ldce.consensus-means-more-brittle",
         "Sect. 3.2",
-        "The consensus makes changes semantically meaningful: an oracle confirms more flips with it than without it, on a "
-        "brittle classifier.",
+        "The consensus makes changes semantically more meaningful (here: an oracle confirms more flips with it than without "
+        "it, on a brittle classifier).",
         _meaning("brittle"),
         FEW,
     ),
     Claim(
         "ldce.consensus-above-chance",
         "Sect. 3.2",
-        "The classifier's gradient and the implicit classifier's score estimate the same thing: they agree at more places of the "
-        "latent than random directions would.",
+        "The classifier's gradient and the implicit classifier's score estimate the same gradient (here: they agree at more "
+        "places of the latent than random directions would).",
         _above_chance,
-        "Once the classifier is convinced its gradient is tiny and points anywhere. The paper has no such null.",
+        "The comparison with random directions is ours.",
     ),
     Claim(
         "ldce.strict-costs-flips",
         "Sect. 4 (implementation details)",
-        "The threshold γ trades the desiderata: a strict consensus, 30°, flips fewer images than none.",
+        "The threshold γ controls the trade-off of validity and closeness (here: 30° flips fewer images than no consensus).",
         _strict,
-        "Nearly all images flip at any threshold here, and the faces are few.",
+        "Most images flip at any threshold here, and the faces are few.",
     ),
     Claim(
         "ldce.strict-closer",
         "Sect. 4 (implementation details)",
-        "The threshold γ trades the desiderata: a strict consensus, 30°, changes the image less than none, in the l1 norm.",
+        "The threshold γ controls the trade-off of validity and closeness (here: 30° changes the image less than no consensus, in "
+        "the l1 norm).",
         _strict_closer,
         FEW,
     ),

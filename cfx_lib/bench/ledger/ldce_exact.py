@@ -181,8 +181,8 @@ EXACT: tuple[Claim, ...] = (
     Claim(
         "ldce.zeros-keep-the-model-out",
         "Sect. 3.2",
-        "With zeros as overwrite value only the classifier guides: what is left after the consensus is its own score, "
-        "whatever the implicit classifier says, which can only veto.",
+        "With zeros as overwrite value the implicit classifier has no direct influence: what is left after the consensus is "
+        "the classifier's own score, or nothing.",
         _computed("largest part that is not the classifier's own", foreign_share, 0.0),
     ),
     Claim(
@@ -202,7 +202,7 @@ EXACT: tuple[Claim, ...] = (
     Claim(
         "ldce.sampler-deterministic",
         "App. G",
-        "The sampler is deterministic: once the noise of the abduction is drawn, the counterfactual is decided.",
+        "The sampler is deterministic: the noise of the abduction alone decides the counterfactual.",
         _computed("largest difference of two runs with the same first noise", sampling_spread, 0.0),
     ),
     Claim(
@@ -213,9 +213,9 @@ EXACT: tuple[Claim, ...] = (
     ),
     Claim(
         "ldce.autoencoder-equivalent",
-        "Sect. 2.1",
-        "The latent space is perceptually equivalent to the pixels: of at least 90 % of the faces an oracle says the same after "
-        "they were encoded and decoded.",
+        "Sect. 2.1 and 3.1",
+        "The latent space is perceptually equivalent to the pixels (here: of more than 90 % of the faces an oracle says the "
+        "same after they were encoded and decoded).",
         _equivalent,
         "The autoencoder is a small one of our own, and one oracle's answers stand for perception.",
     ),

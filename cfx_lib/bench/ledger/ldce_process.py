@@ -40,14 +40,16 @@ def _faster(rival: str) -> Callable[[Evidence], Finding]:
     def check(evidence: Evidence) -> Finding:
         rows = [{"method": method, "batch": 4} for method in ("LDCE-txt", rival)]
         seconds = evidence.values("ldce_cost", "seconds", *rows)
-        return smaller(f"seconds an explanation: LDCE-txt, against {rival}", *seconds)
+        return smaller(f"seconds an explanation (n: timed batches): LDCE-txt, against {rival}", *seconds)
 
     return check
 
 
 def _dime_slower(evidence: Evidence) -> Finding:
     seconds = evidence.values("dvce_cost", "seconds", {"method": "DiME, full"}, {"method": "ACE"})
-    return larger("seconds an explanation: DiME with the whole inner chain, against ACE", *seconds)
+    return larger(
+        "seconds an explanation (n: timed batches): DiME with the whole inner chain, against ACE", *seconds
+    )
 
 
 OURS = "Seconds of small networks on one machine."
@@ -55,23 +57,23 @@ PROCESS: tuple[Claim, ...] = (
     Claim(
         "ldce.coarse-first",
         "App. F",
-        "Counterfactuals evolve from coarse to fine: the early steps change slow waves more, as a share of what they change, "
-        "than the late steps.",
+        "Counterfactuals evolve from coarse to fine (here: slow waves are a larger share of what an early step changes than of "
+        "what a late one does).",
         _coarse_first,
         "Single steps of few faces are compared, and the share differs much from face to face.",
     ),
     Claim(
         "ldce.slow-waves-settle-first",
         "App. F",
-        "Counterfactuals evolve from coarse to fine: half-way, the slow waves are nearer to their end than the fast ones.",
+        "Counterfactuals evolve from coarse to fine (here: half-way, the slow waves have less of their change left than the "
+        "fast ones).",
         _low_settled,
-        "Relative to how much they change in all, the slow waves are not ahead of the fast ones here, and single faces "
-        "differ much.",
+        "Few faces, which differ much. What is left is measured relative to how much the waves change in all.",
     ),
     Claim(
         "ldce.seeds-differ",
         "App. G",
-        "Different noise at the abduction gives different counterfactuals of an image: those of five seeds lie apart.",
+        "Different noise at the abduction gives different counterfactuals of an image: those of five seeds are not the same.",
         _diverse,
         FEW,
     ),
@@ -92,14 +94,14 @@ PROCESS: tuple[Claim, ...] = (
     Claim(
         "ldce.dime-slower-than-ace",
         "Sect. 4.2",
-        "DiME, with its whole inner chain at every step, takes longer for an image than ACE.",
+        "DiME is even slower than ACE (here: with its whole inner chain at every step).",
         _dime_slower,
         OURS,
     ),
     Claim(
         "ldce.throughput",
         "Sect. 4.2",
-        "On an RTX 3090 LDCE-txt has a throughput that is 34 % higher than DVCE's and 371 % higher than ACE's.",
+        "On an RTX 3090 the throughput of LDCE-txt is 34 % higher than that of DVCE and 371 % higher than that of ACE.",
         lambda evidence: needs_gpu("seconds on an RTX 3090"),
         "It takes that machine and the published networks; how much faster it is depends on both.",
     ),
@@ -116,7 +118,11 @@ def _mended(evidence: Evidence) -> Finding:
 
 def _missing(evidence: Evidence) -> Finding:
     beyond = evidence.value("ldce_errors", "beyond_null", part="missing", attribute="gray_hair")
-    return larger("gray hair after the explanation, less without the classifier's guidance", beyond, 0.0)
+    return larger(
+        "share with gray hair among those that flip, less the same without the classifier's guidance",
+        beyond,
+        0.0,
+    )
 
 
 def _s3(evidence: Evidence) -> Value:
@@ -124,19 +130,21 @@ def _s3(evidence: Evidence) -> Value:
 
 
 def _s3_negative(evidence: Evidence) -> Finding:
-    return smaller("rank correlation of S³ and the flip rate", _s3(evidence), 0.0)
+    return smaller("rank correlation of S³ and the flip rate over methods (n: faces)", _s3(evidence), 0.0)
 
 
 def _s3_strong(evidence: Evidence) -> Finding:
-    return within("rank correlation of S³ and the flip rate", _s3(evidence), -0.83, 0.2)
+    return within(
+        "rank correlation of S³ and the flip rate over methods (n: faces)", _s3(evidence), -0.83, 0.2
+    )
 
 
 USE: tuple[Claim, ...] = (
     Claim(
         "ldce.errors-explained",
         "Sect. 4.3, Fig. 5",
-        "Explained towards their true class, misclassified images show what the classifier missed: faces that a weak "
-        "classifier of age takes for young get gray hair, more often than the model draws it without the classifier.",
+        "Explained towards their true class, misclassified images show what the classifier missed (here: old faces that a weak "
+        "classifier takes for young get gray hair, more often than without the classifier's guidance).",
         _missing,
         FEW,
     ),
@@ -144,7 +152,7 @@ USE: tuple[Claim, ...] = (
         "ldce.errors-mended",
         "Sect. 4.3, App. J",
         "Fine-tuning the last layer with 25 images of an error type, beside the training images, lowers the error rate on 25 "
-        "others.",
+        "other images of that type.",
         _mended,
         "The setting of the appendix gives a last layer of ours far fewer steps than on ImageNet, since the training set is "
         "small, and 25 images are few. Where the new images count several times it does work.",
@@ -152,16 +160,16 @@ USE: tuple[Claim, ...] = (
     Claim(
         "ldce.s3-falls-with-flips",
         "Sect. 4",
-        "S³ and the flip rate are correlated negatively over methods: explanations that resemble their inputs flip less often.",
+        "S³ and the flip rate are correlated negatively over methods: those that stay similar to their inputs flip fewer.",
         _s3_negative,
         FEW,
     ),
     Claim(
         "ldce.s3-strength",
         "Sect. 4",
-        "S³ correlates strongly with the flip rate over methods: a Spearman rank correlation of -0.83 (here within 0.2).",
+        "S³ correlates strongly with the flip rate over methods: a Spearman rank correlation of -0.83 (here: within 0.2 of it).",
         _s3_strong,
-        "The paper's figure is that of twelve rows of its Table 2. Most methods flip nearly all images here, so that their "
-        "order is mostly chance, and there are other methods among ours.",
+        "The paper's figure is that of twelve rows of its Table 2. Most methods flip nearly all images here, which leaves "
+        "little to rank, and there are other methods among ours.",
     ),
 )
