@@ -107,14 +107,14 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "time.fid-dime",
-        "Table 5.2, smile",
+        "Table 5.2, smile (there of flipped faces; of all faces: ours)",
         "TIME's counterfactuals are more realistic than DiME's (FID).",
         than("FID", "fid_all", "TIME", "DiME"),
         "A Fréchet distance of so few faces has a wide interval.",
     ),
     Claim(
         "time.fid-ace",
-        "Table 5.2, smile",
+        "Table 5.2, smile (there of flipped faces; of all faces: ours)",
         "ACE's counterfactuals are more realistic than TIME's (FID).",
         than("FID", "fid_all", "ACE", "TIME"),
         "ACE pastes the original back outside its mask, which lowers its FID, but TIME changes little here, too, and a Fréchet "
