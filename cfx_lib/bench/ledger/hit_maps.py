@@ -102,7 +102,7 @@ ASKED = (
         "hit.counterfactuals-show-it",
         "Sect. 7.2, asked there",
         "A counterfactual confirms what a HiT looks at: DiME puts glasses on bare faces more often for a HiT that learned to "
-        "see smiles by glasses than for one that did not.",
+        "see smiles by glasses than for one that did not (started in deeper noise than its preset: ours).",
         lambda e: ordered(
             "faces whose glasses change",
             *(
