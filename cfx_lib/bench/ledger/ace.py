@@ -21,8 +21,8 @@ NO_STEP_SIZES = (
     "in C&W is PGD's step. The faces are few."
 )
 SPARSE_ANYWAY = (
-    "For this attribute both distances leave small masks, and the faces are few. The thesis says itself that it depends on the "
-    "attribute."
+    "For this attribute both distances leave small masks, and the faces are few. Which distance is better "
+    "depends on the attribute, the thesis says."
 )
 
 
@@ -94,7 +94,7 @@ def _fewer_calls(e: Evidence) -> Finding:
 FLIPS = (
     Claim(
         "ace.flips",
-        "Sect. 4.4.1",
+        "Sect. 4.4.1 (the classifier: ours)",
         "ACE flips at least 95 % of the faces of a classifier trained with noise, smile and age together.",
         _flips("smile-old"),
     ),
@@ -149,14 +149,14 @@ STAGES = (
     ),
     Claim(
         "ace.refined-l1",
-        "Fig. 4.5",
+        "Fig. 4.5, shown there (l1 as its measure: ours)",
         "The refined counterfactual changes less of a face than the filtered pre-explanation (FR-CE), smile.",
         lower("l1, ACE against FR-CE", "ace_stages", "l1", _stage("ACE"), _stage("FR-CE")),
     ),
     *(
         Claim(
             f"ace.refined-outside-{name}",
-            "Fig. 4.5",
+            "Fig. 4.5, shown there (the true region: ours)",
             f"The refinement takes back what the filter changed without need, as hair and background: a smaller share of the change lies "
             f"outside the true region than in FR-CE, {name}.",
             lower(

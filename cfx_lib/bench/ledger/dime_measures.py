@@ -92,14 +92,14 @@ METRICS = (
     ),
     Claim(
         "dime.mnac",
-        "Sect. 3.4.5",
-        "MNAC is larger for explanations that reveal a spurious correlation of the classifier than for those that hide it.",
+        "Sect. 3.4.5 (rendered explanations: ours)",
+        "MNAC may punish the better explanation: it can be larger for one that reveals a spurious correlation than for one that hides it.",
         _mnac,
     ),
     Claim(
         "dime.cd",
-        "Sect. 3.4.5",
-        "CD is smaller for explanations that reveal a spurious correlation of the classifier than for those that hide it.",
+        "Sect. 3.4.5, principle (i) (rendered explanations: ours)",
+        "CD amends this failure of MNAC: it is smaller for explanations that reveal a spurious correlation than for those that hide it.",
         _cd,
     ),
     Claim(

@@ -57,21 +57,21 @@ def last_alone(e: Evidence) -> Finding:
 LAYERS = (
     Claim(
         "hit.last-above-first",
-        "Fig. 6.5a",
+        "Fig. 6.5a; Sect. 6.4.4",
         "The last layer contributes more to the decision than the first (Fashion-MNIST).",
         last_against_first,
         "There is one training of the network.",
     ),
     Claim(
         "hit.last-above-all",
-        "Fig. 6.5a",
+        "Fig. 6.5a, of the final layers (the last alone: ours)",
         "The last layer contributes more to the decision than any other (Fashion-MNIST).",
         largest("fashion/hit"),
         "There is one training of the network.",
     ),
     Claim(
         "hit.last-above-all-faces",
-        "Fig. 6.5a, there on photographs",
+        "Fig. 6.5a, of the final layers, there on photographs (the last alone: ours)",
         "The last layer contributes more to the decision than any other (faces, smiling).",
         largest("personas/hit:smile"),
         "A smile is decided by very few patches, which a layer in the middle may read as well as the last. There is one training "

@@ -14,6 +14,7 @@ from cfx_lib.bench.ledger.pairs import ordered
 BETTER = {"insertion": "higher", "deletion": "lower"}
 RIVALS = {"Grad-CAM": "grad-cam", "rollout": "attention"}
 NAMES = {"Grad-CAM": "Grad-CAM's map", "rollout": "the mean attention"}
+ON_VIT = NAMES | {"rollout": "attention rollout"}
 
 # ------------------------------------------------------------------------------------------------- Table 6.2, Fig. 6.3
 
@@ -37,7 +38,7 @@ def table_6_2() -> Iterator[Claim]:
                 yield Claim(
                     f"hit.{short}-{kind}-{how}",
                     "Table 6.2",
-                    f"On a HiT its own map has a {better} {kind} score than {NAMES[who]} (patches replaced by {filled}).",
+                    f"On a HiT its own map has a {better} {kind} score than {NAMES[who]} (Fashion-MNIST, patches replaced by {filled}).",
                     more_faithful(who, kind, how),
                     "What is looked at much often counts much, and on pictures of one object before black the attention leaves "
                     "out the background as the map does."
@@ -73,7 +74,7 @@ def figure_6_3() -> Iterator[Claim]:
                 yield Claim(
                     f"hit.vit-{short}-{kind}-{world}",
                     "Fig. 6.3, there on ImageNet",
-                    f"HiT's map on a HiT has a {better} {kind} nAUC than {NAMES[who]} on a ViT ({said}, zeros).",
+                    f"HiT's map on a HiT has a {better} {kind} nAUC than {ON_VIT[who]} on a ViT ({said}, zeros).",
                     across(who, kind, ours, theirs),
                     "Both networks decide by the same few patches of these faces, and both maps find them. The thesis warns that "
                     "networks of different kinds are hard to compare.",
@@ -101,7 +102,7 @@ ASKED = (
         "hit.counterfactuals-show-it",
         "Sect. 7.2, asked there",
         "A counterfactual confirms what a HiT looks at: DiME puts glasses on bare faces more often for a HiT that learned to "
-        "see smiles by glasses than for one that did not.",
+        "see smiles by glasses than for one that did not (started in deeper noise than its preset: ours).",
         lambda e: ordered(
             "faces whose glasses change",
             *(
