@@ -1109,7 +1109,9 @@ if precision:
         display(plots.interval_bars(gains, xlabel=f"times as fast as {precision[0]['setting']}", title="What a setting buys", measured="stored"))  # fmt: skip
         quicker = sum(less(1.0, gain) == REPRODUCED for _, _, gain in gains)
         slower = sum(less(gain, 1.0) == REPRODUCED for _, _, gain in gains)
-        say(f"Of {len(gains)} settings {quicker} are surely faster than {precision[0]['setting']} here and {slower} surely slower.")
+        say(
+            f"Of {len(gains)} settings {quicker} are surely faster than {precision[0]['setting']} here and {slower} surely slower."
+        )
     changed = [row for row in precision if isinstance(row.get("largest difference"), float)]
     worst = max(changed, key=lambda row: row["largest difference"], default=None)
     if worst:
