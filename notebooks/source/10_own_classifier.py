@@ -280,7 +280,7 @@ low, high = wilson(yours.predict(x_check) == y_check)
 gap = max(abs(low - scores["yours"].low), abs(high - scores["yours"].high))
 assert gap < 1e-3  # your interval and the library's
 say(
-    f"Your network is right about {scores['yours'].mean:.1%} of images that it has never seen; by your interval that is {low:.1%} to {high:.1%}."
+    f"Your network is right for {scores['yours'].mean:.1%} of images that it has never seen; your interval says {low:.1%} to {high:.1%}."
 )
 
 # %% [markdown]
@@ -687,11 +687,12 @@ def said(classifier, images, wanted):
     ]
 
 
+k = slice(0, 4)
 display(
     plots.image_rows(
-        {"input": x_test[:FEW]} | {name: torch.cat([r.x_cf[:FEW], amplified(r.x_cf - r.x)[:FEW]]) for name, r in found.items()},
-        titles={"input": [f"→ {CLASSES[t]}\n{text.splitlines()[1]}" for t, text in zip(asked[:FEW].tolist(), said(yours, x_test[:FEW], asked[:FEW]))]}
-        | {name: said(yours, r.x_cf[:FEW], asked[:FEW]) + ["change"] * FEW for name, r in found.items()},
+        {"input": x_test[k]} | {name: torch.cat([r.x_cf[k], amplified(r.x_cf - r.x)[k]]) for name, r in found.items()},
+        titles={"input": [f"→ {CLASSES[t]}\n{text.splitlines()[1]}" for t, text in zip(asked[k].tolist(), said(yours, x_test[k], asked[k]))]}
+        | {name: said(yours, r.x_cf[k], asked[k]) + ["change"] * len(asked[k]) for name, r in found.items()},
         title="The same images, the same question, three methods (P: of the class asked for; change: grey is none)",
         size=1.25,
     )
