@@ -151,11 +151,11 @@ def _row(result: CFResult, names: Sequence[str], k: int, seeds: Sequence[Tensor]
     """One image: before, after, the change, and other seeds."""
     wanted = int(result.target[k])
     before, after = (_chance(logits, k, wanted) for logits in (result.logits_before, result.logits_after))
-    changed, gain = difference(result.x[k], result.x_cf[k])
+    changed, _ = difference(result.x[k], result.x_cf[k])
     shown = [
         (picture(result.x[k]), f"input{before}"),
         (picture(result.x_cf[k]), f"{names[wanted]}{after}{' ✔' if result.flipped[k] else ' ✘'}"),
-        (changed, f"change × {gain:.2g}"),
+        (changed, "change (grey: none)"),
     ]
     shown += [(picture(other), f"seed {n + 1}") for n, other in enumerate(seeds)]
     return "".join(_figure(image, caption, size) for image, caption in shown)

@@ -74,8 +74,7 @@ def wilson(right: Tensor, z: float = 1.96) -> tuple[float, float]:
     reference=wilson,
 )
 def _(answer: Callable) -> None:
-    z = 1.96
-    for n, k in ((20, 13), (50, 45), (200, 200), (8, 0)):
+    for n, k, z in ((20, 13, 1.96), (50, 45, 1.96), (200, 200, 1.96), (8, 0, 1.96), (50, 45, 2.576)):
         right = torch.arange(n) < k
         got, (low, high) = _pair(answer(right, z), "both ends, (low, high)"), wilson(right, z)
         p = k / n
@@ -100,6 +99,8 @@ def _(answer: Callable) -> None:
         half = (high - low) / 2
         if near(p - half, p + half):
             raise Wrong(f"{seen} The interval is not centred at p: its middle is (p + z²/(2n)) / (1 + z²/n).")
+        if all(abs(a - b) < 1e-4 for a, b in zip(got, wilson(right), strict=True)):
+            raise Wrong(f"{seen} You were asked with z = {z}: use the argument, not the number 1.96.")
         raise Wrong(
             f"{seen} Compare with Eq. 10.2: what stands under the root, and what is divided by 1 + z²/n."
         )
@@ -356,6 +357,7 @@ def _(answer: Callable) -> None:
         "nothing": (level, level + wiggle),
         "small but sure": (level, level + 0.15 + 2 * wiggle),
         "uncertain": (level, level + 0.12 + 8 * wiggle),
+        "uncertain, too": (level, level + 0.08 + 8 * wiggle),
     }
     for name, (before, after) in cases.items():
         got, want = answer(before, after, 0.1), verdict(before, after, 0.1)
@@ -374,7 +376,8 @@ def _(answer: Callable) -> None:
 
         if got == by(0.0):
             raise Wrong(
-                f"{seen} You compare the mean alone. Where the interval contains the threshold the data have not decided."
+                f"{seen} You compare the mean alone, or your interval is too narrow (± 1.96 s / √n). Where it contains the "
+                "threshold the data have not decided."
             )
         if name == "just below" and got == verdict(before, after, 0.0):
             raise Wrong(f"{seen} Compare both ends of the interval with `least`, not with 0.")

@@ -72,6 +72,11 @@ def _half(before, after):
     return 1.96 * float((after - before).std()) / len(before) ** 0.5
 
 
+def _above_the_mean(before, after, least):
+    mean, half = float((after - before).mean()), _half(before, after)
+    return "holds" if mean - half > least else "fails" if mean < least else "open"
+
+
 WRONG = {
     "10.1": [
         (lambda has, share, u: u < share, "does not look at `has`"),
@@ -87,6 +92,7 @@ WRONG = {
         (lambda right, z=1.96: nb10.wilson(right, z)[::-1], "lower end comes first"),
         (lambda right, z=1.96: nb10.wilson(right, z)[0], "two numbers"),
         (lambda right, z=1.96: nb10.wilson(right, z / 2), "Compare with Eq. 10.2"),
+        (lambda right, z=1.96: nb10.wilson(right), "use the argument"),
     ],
     "10.3": [
         (_logits(_right, lambda v: torch.stack([-v, v], 1)), "sigmoid of 2 l"),
@@ -149,6 +155,8 @@ WRONG = {
     ],
     "10.7": [
         (_verdict(lambda a, b: 0.0), "mean alone"),
+        (_verdict(lambda a, b: float((b - a).std()) / len(a) ** 0.5), "too narrow"),
+        (_above_the_mean, "too narrow"),
         (_verdict(lambda a, b: 1.96 * float(((a.var() + b.var()) / len(a)).sqrt())), "image by image"),
         (_verdict(lambda a, b: 1.96 * float((b - a).std())), "MEAN is smaller"),
         (lambda before, after, least: nb10.verdict(after, before, least), "after minus before"),
