@@ -1201,7 +1201,13 @@ except ValueError as error:
 
 # %%
 zoo.save_classes(
-    inside, work / "network", "resnet10t", {"stem_width": 16, "channels": [32, 64, 96, 128]}, CLASSES, **norm
+    inside,
+    work / "network",
+    "resnet10t",
+    {"stem_width": 16, "channels": [32, 64, 96, 128]},
+    CLASSES,
+    **norm,
+    half=False,  # keep every bit; half precision would halve the file and move the logits a little
 )
 loaded = zoo.load(work / "network")
 with torch.no_grad():
