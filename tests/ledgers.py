@@ -1,17 +1,38 @@
-"""Evidence that says the opposite of what was measured, for tests of the ledger."""
+"""The full ledger of a paper, and evidence that says the opposite of what was measured, for tests of the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from cfx_lib.bench import results
+from cfx_lib.bench import claims, results
 from cfx_lib.bench.claims import Claim, Evidence, line
 from cfx_lib.metrics import Value
 
 MEASURED = ("gflops", "seconds")
 """Measured columns whose entries are plain numbers."""
+
+
+@cache
+def full(paper: str) -> dict[str, dict[str, Any]]:
+    """The lines of a paper's claims in full mode, by name; made once in a run of the tests."""
+    return {row["name"]: row for row in claims.check(claims.every([paper]), "full", progress=False)}
+
+
+def turned(table: str, change: Callable[[dict, str, Value], Value]) -> Evidence:
+    """Evidence in which the values of a stored table are changed: `change(row, column, value)`."""
+    kept = results.load(table)
+    rows = [
+        {k: change(row, k, v) if isinstance(v, Value) else v for k, v in row.items()} for row in kept.rows
+    ]
+    return Evidence("full", _kept={table: replace(kept, rows=rows)})
+
+
+def sure(mean: float) -> Value:
+    """A value with a narrow interval."""
+    return Value(mean, mean - 0.01, mean + 0.01, 100)
 
 
 def opposite(value: Value) -> Value:

@@ -16,7 +16,6 @@ Every line says its source, and a table made with other weights than today's is 
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +40,7 @@ from cfx_lib.bench.verdicts import (
     paired,
 )
 from cfx_lib.metrics import Value
+from cfx_lib.names import nearest
 
 __all__ = [
     "Claim",
@@ -188,10 +188,8 @@ def chosen(only: Sequence[str] | None) -> list[Claim]:
     known = [*PAPERS, *(claim.name for claim in claims)]
     for name in only:
         if name not in known:
-            near_names = difflib.get_close_matches(name, known, 3, cutoff=0.4)
-            hint = f" Did you mean {' or '.join(near_names)}?" if near_names else ""
             raise ValueError(
-                f"there is no claim or paper {name!r}.{hint} Papers: {', '.join(PAPERS)}; claims: --list."
+                f"there is no claim or paper {name!r}.{nearest(name, known)} Papers: {', '.join(PAPERS)}; claims: --list."
             )
     return [claim for claim in claims if claim.paper in only or claim.name in only]
 

@@ -53,7 +53,7 @@ from cfx_lib.bench.scoreboard import Settings
 from cfx_lib.bench.verdicts import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
 from cfx_lib.learn import boards, exercise, hint, mode, plots, progress, say, show, solution, widgets  # noqa: F401
 from cfx_lib.learn.compare import less, only, stored
-from cfx_lib.metrics import Value
+from cfx_lib.metrics import Value, measure_peak_memory
 
 MODE = mode(MODE)
 # faces, batch and methods that are run again here, and the seconds given to claims that are checked again
@@ -419,8 +419,9 @@ plots.image_rows(
 # %% [markdown]
 # ### How large should a shard be?
 #
-# Small shards lose little when something dies, but each has an overhead $o$: its file is written, forced to the disk and read
-# again. With $W$ seconds of work in shards of $s$ seconds and $K$ accidents, each of which costs half a shard,
+# Small shards lose little when something dies, but each has an overhead $o$: before its work the garbage is collected, so that
+# the memory that the work takes can be measured, and after it a file is written, forced to the disk and read again. With $W$
+# seconds of work in shards of $s$ seconds and $K$ accidents, each of which costs half a shard,
 #
 # $$ \text{lost}(s) = \frac{W}{s}\,o + K\,\frac{s}{2}, \qquad s^\ast = \sqrt{2\,W o / K} \tag{9.2} $$
 #
@@ -429,21 +430,32 @@ plots.image_rows(
 
 # %%
 def idle(shard):
-    """A shard with one row, and no work."""
+    """A shard with one row, and no work: a file alone."""
     return pa.table({"row": [shard.what["row"]]}), {}
 
 
-with shards.opened(Path(keep_alive.name) / "idle", {"what": "nothing"}) as held:
-    began = time.perf_counter()
-    held.make([shards.Shard(f"{k:03}", {"row": k}) for k in range(40)], idle, progress=False)
-    overhead = (time.perf_counter() - began) / 40
+def idle_measured(shard):
+    """The same, with the memory of no work measured, as every shard of the leaderboard does."""
+    measure_peak_memory(lambda: None)
+    return idle(shard)
+
+
+def seconds_each(make, count):
+    """Seconds of one of so many shards that `make` makes, in a folder of their own."""
+    with shards.opened(Path(keep_alive.name) / make.__name__, {"what": make.__name__}) as held:
+        began = time.perf_counter()
+        held.make([shards.Shard(f"{k:03}", {"row": k}) for k in range(count)], make, progress=False)
+        return (time.perf_counter() - began) / count
+
+
+file, overhead = seconds_each(idle, 40), seconds_each(idle_measured, 6)
 work = (
     sum(values[name]["seconds"].mean for name in METHODS) * board.settings.n
 )  # of the stored leaderboard, one worker
 ideal = math.sqrt(2 * work * overhead)
 typical = work / len(METHODS) / (board.settings.n / board.settings.batch)
 say(
-    f"Overhead of a shard on this machine: {1000 * overhead:.1f} ms. The stored leaderboard is {work / 60:.0f} minutes of explaining. "
+    f"Overhead of a shard on this machine: {1000 * overhead:.0f} ms, of which the file takes {1000 * file:.1f} ms. The stored leaderboard is {work / 60:.0f} minutes of explaining. "
     f"With one accident a run, Eq. 9.2 wants shards of {ideal:.1f} s; ours, of {board.settings.batch} faces, take {typical:.0f} s on "
     f"average, and lose {overhead * work / typical + typical / 2:.0f} s in place of {ideal:.1f} s: {(overhead * work / typical + typical / 2) / work:.1%} of the work. (And larger batches are faster an image.)"
 )

@@ -181,7 +181,7 @@ def test_only_takes_papers_and_claims_by_comma_and_again(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--only", "dime.aa"], "no claim or paper 'dime.aa'. Did you mean dime.a"),
+        (["--only", "dime.aa"], "no claim or paper 'dime.aa'. Did you mean 'dime.a'"),
         (["--only", ","], "--only names no claim and no paper"),
         (["--again"], "--again makes the tables that full mode reads: add --mode full"),
         (["--again", "--mode", "full", "--no-save"], "leave out --no-save, --list and --show, or --again"),

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-
+import ledgers
 import pytest
+from ledgers import sure, turned
 
-from cfx_lib.bench import claims, dvce_study, results
+from cfx_lib.bench import claims, dvce_study
 from cfx_lib.bench.claims import Evidence
 from cfx_lib.bench.ledger import dvce, dvce_exact
-from cfx_lib.bench.verdicts import NEEDS_GPU, NOT_REPRODUCED, REPRODUCED
+from cfx_lib.bench.verdicts import NOT_REPRODUCED, REPRODUCED
 from cfx_lib.methods import cone
 from cfx_lib.metrics import Value
 
-NAMES = [claim.name for claim in dvce.CLAIMS]
-BY_NAME = dict(zip(NAMES, dvce.CLAIMS, strict=True))
-
-
-def turned(table: str, change: Callable[[dict, str, Value], Value]) -> Evidence:
-    """Evidence in which the values of a stored table are changed: `change(row, column, value)`."""
-    kept = results.load(table)
-    rows = [
-        {k: change(row, k, v) if isinstance(v, Value) else v for k, v in row.items()} for row in kept.rows
-    ]
-    evidence = Evidence("full")
-    evidence._kept[table] = dataclasses.replace(kept, rows=rows)
-    return evidence
+BY_NAME = {claim.name: claim for claim in dvce.CLAIMS}
 
 
 def negated(row: dict, column: str, value: Value) -> Value:
@@ -36,43 +23,9 @@ def negated(row: dict, column: str, value: Value) -> Value:
     return Value(-value.mean, -value.high, -value.low, value.n)
 
 
-def sure(mean: float) -> Value:
-    return Value(mean, mean - 0.01, mean + 0.01, 100)
-
-
-@pytest.fixture(scope="module")
-def full() -> dict[str, dict]:
-    return {row["name"]: row for row in claims.check(dvce.CLAIMS, "full", progress=False)}
-
-
-# ------------------------------------------------------------------------------------------------ all claims
-
-
-def test_names_are_unique_and_of_this_paper() -> None:
-    assert len(set(NAMES)) == len(NAMES) >= 10
-    assert {claim.paper for claim in dvce.CLAIMS} == {"dvce"}
-
-
-def test_places_are_those_of_a_paper() -> None:
-    starts = ("Sect. ", "Table ", "Eq. ", "App. ", "LDCE, ")
-    assert all(claim.place.startswith(starts) for claim in dvce.CLAIMS)
-    assert all(claim.says.endswith(".") and len(claim.says) > 60 for claim in dvce.CLAIMS)
-
-
-def test_every_claim_runs_on_what_is_stored(full: dict) -> None:
-    assert [name for name, row in full.items() if "error" in row] == []
-    assert sum(row["verdict"] == NEEDS_GPU for row in full.values()) <= 2
-
-
-def test_what_is_not_reproduced_is_discussed(full: dict) -> None:
-    silent = [n for n, row in full.items() if row["verdict"] != REPRODUCED and not BY_NAME[n].discussion]
-    assert silent == []
-
-
-def test_every_finding_says_where_it_comes_from(full: dict) -> None:
-    for row in full.values():
-        assert row["source"].startswith(("stored: ", "computed")) or row["verdict"] == NEEDS_GPU
-        assert row["effect"] is not None or row["verdict"] == NEEDS_GPU
+@pytest.fixture(scope="module", name="full")
+def _full() -> dict[str, dict]:
+    return ledgers.full("dvce")
 
 
 # --------------------------------------------------------------------------------- tables that say the opposite

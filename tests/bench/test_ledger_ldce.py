@@ -3,68 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
+import ledgers
 import pytest
+from ledgers import sure, turned
 
-from cfx_lib.bench import claims, ldce_study, results
+from cfx_lib.bench import claims, ldce_study
 from cfx_lib.bench.claims import Evidence
 from cfx_lib.bench.ledger import ldce, ldce_exact
-from cfx_lib.bench.verdicts import NEEDS_GPU, NOT_REPRODUCED, REPRODUCED
+from cfx_lib.bench.verdicts import NOT_REPRODUCED, REPRODUCED
 from cfx_lib.methods import latent_guidance
 from cfx_lib.metrics import Value, transition
 
-NAMES = [claim.name for claim in ldce.CLAIMS]
-BY_NAME = dict(zip(NAMES, ldce.CLAIMS, strict=True))
+BY_NAME = {claim.name: claim for claim in ldce.CLAIMS}
 
 
-def turned(table: str, change: Callable[[dict, str, Value], Value]) -> Evidence:
-    """Evidence in which the values of a stored table are changed: `change(row, column, value)`."""
-    kept = results.load(table)
-    rows = [
-        {k: change(row, k, v) if isinstance(v, Value) else v for k, v in row.items()} for row in kept.rows
-    ]
-    evidence = Evidence("full")
-    evidence._kept[table] = dataclasses.replace(kept, rows=rows)
-    return evidence
-
-
-def sure(mean: float) -> Value:
-    return Value(mean, mean - 0.01, mean + 0.01, 100)
-
-
-@pytest.fixture(scope="module")
-def full() -> dict[str, dict]:
-    return {row["name"]: row for row in claims.check(ldce.CLAIMS, "full", progress=False)}
-
-
-# ------------------------------------------------------------------------------------------------ all claims
-
-
-def test_names_are_unique_and_of_this_paper() -> None:
-    assert len(set(NAMES)) == len(NAMES) >= 10
-    assert {claim.paper for claim in ldce.CLAIMS} == {"ldce"}
-
-
-def test_places_are_those_of_the_paper() -> None:
-    assert all(claim.place.startswith(("Sect. ", "Table ", "App. ")) for claim in ldce.CLAIMS)
-    assert all(claim.says.endswith(".") and len(claim.says) > 60 for claim in ldce.CLAIMS)
-
-
-def test_every_claim_runs_on_what_is_stored(full: dict) -> None:
-    assert [name for name, row in full.items() if "error" in row] == []
-    assert sum(row["verdict"] == NEEDS_GPU for row in full.values()) <= 2
-
-
-def test_what_is_not_reproduced_is_discussed(full: dict) -> None:
-    silent = [n for n, row in full.items() if row["verdict"] != REPRODUCED and not BY_NAME[n].discussion]
-    assert silent == []
-
-
-def test_every_finding_says_where_it_comes_from(full: dict) -> None:
-    for row in full.values():
-        assert row["source"].startswith(("stored: ", "computed")) or row["verdict"] == NEEDS_GPU
-        assert row["effect"] is not None or row["verdict"] == NEEDS_GPU
+@pytest.fixture(scope="module", name="full")
+def _full() -> dict[str, dict]:
+    return ledgers.full("ldce")
 
 
 # ------------------------------------------------------------------------------------- tables that say otherwise

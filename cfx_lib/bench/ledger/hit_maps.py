@@ -9,7 +9,7 @@ from cfx_lib.bench import hit_study
 from cfx_lib.bench.claims import Claim, Evidence, Finding, Row, larger, needs_gpu, smaller
 from cfx_lib.bench.hit_probes import MAPS
 from cfx_lib.bench.ledger import hit_inside
-from cfx_lib.bench.ledger.pairs import ordered
+from cfx_lib.bench.ledger.rules import lower
 
 BETTER = {"insertion": "higher", "deletion": "lower"}
 RIVALS = {"Grad-CAM": "grad-cam", "rollout": "attention"}
@@ -103,10 +103,12 @@ ASKED = (
         "Sect. 7.2, asked there",
         "A counterfactual confirms what a HiT looks at: DiME puts glasses on bare faces more often for a HiT that learned to "
         "see smiles by glasses than for one that did not (started in deeper noise than its preset: ours).",
-        lambda e: ordered(
-            "faces whose glasses change",
+        lower(
+            "faces whose glasses change: fair HiT, shortcut HiT",
+            "hit_shortcut",
+            "eyeglasses_changed",
             *(
-                (f"{who} HiT", counterfactuals(e, "eyeglasses_changed", who, "bare", "more noise"))
+                {"part": "DiME", "network": who, "images": "bare", "setting": "more noise"}
                 for who in ("fair", "shortcut")
             ),
         ),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cfx_lib.bench.claims import Evidence, Finding, larger, smaller, within
-from cfx_lib.bench.verdicts import paired
 
 __all__ = ["FEW", "TENTH", "above", "alike", "higher", "lower"]
 
@@ -20,23 +19,17 @@ FEW = "The rates lie close together and the faces are few: their intervals are w
 
 def lower(what: str, table: str, column: str, a: Entries, b: Entries) -> Check:
     """The claim that `column` is lower in row a than in row b."""
-    return lambda e: _ordered(smaller, what, *e.values(table, column, a, b))
+    return lambda e: smaller(what, *e.values(table, column, a, b))
 
 
 def higher(what: str, table: str, column: str, a: Entries, b: Entries) -> Check:
     """The claim that `column` is higher in row a than in row b."""
-    return lambda e: _ordered(larger, what, *e.values(table, column, a, b))
+    return lambda e: larger(what, *e.values(table, column, a, b))
 
 
 def alike(what: str, table: str, column: str, a: Entries, b: Entries, tolerance: float) -> Check:
     """The claim that `column` is the same in both rows, up to the tolerance."""
     return lambda e: within(what, *e.values(table, column, a, b), tolerance)
-
-
-def _ordered(order: Callable[..., Finding], what: str, a: Any, b: Any) -> Finding:
-    """`smaller` or `larger`; of two values of the same images, made here, it shows the difference that decides."""
-    gap = paired(a, b)
-    return order(what, a, b) if gap is None else order(f"{what}, difference image by image", gap, 0.0)
 
 
 def above(what: str, table: str, column: str, row: Entries, bound: float) -> Check:

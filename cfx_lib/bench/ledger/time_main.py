@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cfx_lib.bench.claims import Claim, Evidence, Finding, larger, smaller, within
-from cfx_lib.bench.ledger.pairs import ordered
+from cfx_lib.bench.ledger.rules import lower
 
 
 def round_trips(column: str, sampler: str) -> Callable[[Evidence], Any]:
@@ -16,12 +16,17 @@ def round_trips(column: str, sampler: str) -> Callable[[Evidence], Any]:
 
 def main(e: Evidence, column: str, method: str = "TIME") -> Any:
     """A column of Table 5.2 in miniature, on the fair classifier."""
-    return e.value("time_main", column, classifier="smile-old", part="method", method=method)
+    return e.value("time_main", column, **whole(method))
+
+
+def whole(method: str) -> dict[str, str]:
+    """What picks the row of all faces of a method."""
+    return {"classifier": "smile-old", "part": "method", "method": method}
 
 
 def than(what: str, column: str, less: str, more: str) -> Callable[[Evidence], Finding]:
     """The check that a column is smaller for the one method than for the other."""
-    return lambda e: ordered(what, *((method, main(e, column, method)) for method in (less, more)))
+    return lower(f"{what}: {less}, {more}", "time_main", column, whole(less), whole(more))
 
 
 def against(what: str, column: str, rival: str) -> Callable[[Evidence], Finding]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from cfx_lib.bench import time_ablations
 from cfx_lib.bench.claims import Claim, Evidence, Finding, Row, larger
-from cfx_lib.bench.ledger.pairs import ordered
+from cfx_lib.bench.ledger.rules import lower
 from cfx_lib.bench.time_faces import compared, explainer
 
 
@@ -15,11 +14,9 @@ def cells(
     what: str, column: str, less: tuple[int, float], more: tuple[int, float]
 ) -> Callable[[Evidence], Finding]:
     """The check that a column of Table 5.3 is smaller at one (tau of 50, w) than at the other."""
-
-    def cell(e: Evidence, tau: int, w: float) -> tuple[str, Any]:
-        return f"tau = {tau}, w = {w:g}", e.value("time_steps", column, paper_tau=tau, w=w)
-
-    return lambda e: ordered(what, cell(e, *less), cell(e, *more))
+    names = ", ".join(f"tau = {tau}, w = {w:g}" for tau, w in (less, more))
+    rows = ({"paper_tau": tau, "w": w} for tau, w in (less, more))
+    return lower(f"{what}: {names}", "time_steps", column, *rows)
 
 
 TOO_STRONG = (
@@ -100,9 +97,11 @@ def ablated(table: str, key: str, weak: str, strong: str, place: str, name: str,
         f"time.{name}-costs-similarity",
         place,
         f"With {by} TIME keeps the face less than with {than} (FS; tau = 35 of 50, w = 4).",
-        lambda e: ordered(
-            "face similarity",
-            *((k, e.value(table, "fs", **{key: k, "paper_tau": 35, "w": 4.0})) for k in (strong, weak)),
+        lower(
+            f"face similarity: {strong}, {weak}",
+            table,
+            "fs",
+            *({key: k, "paper_tau": 35, "w": 4.0} for k in (strong, weak)),
         ),
         f"FS counts flipped faces only, and these differ between the two. {LUCK}",
     )
